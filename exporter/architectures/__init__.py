@@ -1,0 +1,33 @@
+"""WHAT: one module per pipeline family. `components_of()` picks the family by the pipeline class."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from exporter.architectures.base import Component, Size, TensorSpec
+from exporter.checkpoints import Checkpoint
+from exporter.errors import CheckpointError
+
+FAMILIES = {
+    "StableDiffusionPipeline": "exporter.architectures.stable_diffusion",
+    "StableDiffusionImg2ImgPipeline": "exporter.architectures.stable_diffusion",
+}
+"""Pipeline class of model_index.json → the module that names its components."""
+
+__all__ = ["FAMILIES", "Component", "Size", "TensorSpec", "components_of"]
+
+
+def components_of(checkpoint: Checkpoint) -> list[Component]:
+    """The exportable components of a checkpoint, in the order in which its pipeline uses them.
+
+    Raises:
+        CheckpointError: No family module knows the pipeline class, or a config is missing.
+    """
+    module = FAMILIES.get(checkpoint.pipeline_class)
+    if module is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise CheckpointError(
+            f"{checkpoint.source} is a {checkpoint.pipeline_class}, a family this version does not convert "
+            f"(it converts: {known})."
+        )
+    return import_module(module).components(checkpoint)

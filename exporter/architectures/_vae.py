@@ -1,0 +1,112 @@
+"""AutoencoderKL as two components: decoder and encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from exporter.architectures.base import Component, Size, TensorSpec
+from exporter.checkpoints import Checkpoint
+
+# Attention weights were renamed in diffusers 0.12; the Hub is full of older files.
+OLD_ATTENTION = {
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}
+
+
+class VaeDecoder(nn.Module):
+    """`latent_sample` (already divided by the scaling factor) → picture in [-1, 1]."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, latent_sample: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.inner.decode(latent_sample, return_dict=False)[0],)
+
+
+class VaeEncoder(nn.Module):
+    """Picture in [-1, 1] → the moments (mean and log-variance); sampling stays outside the graph."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.inner._encode(sample),)
+
+
+def rename_vae(name: str) -> str | None:
+    for old, new in OLD_ATTENTION.items():
+        if ".attentions." in name and old in name:
+            return name.replace(old, new)
+    return name
+
+
+def vae_factor(config: dict[str, Any]) -> int:
+    """Pixels per latent cell: each block but the last halves the picture."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def vae_decoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:
+    """The decoding half of the `AutoencoderKL` in `folder`."""
+    config = checkpoint.config(folder)
+    return Component(
+        name="vae_decoder",
+        folder=folder,
+        checkpoint=checkpoint,
+        class_name="AutoencoderKL",
+        inputs=(
+            TensorSpec(
+                "latent_sample",
+                "float32",
+                ("batch", int(config["latent_channels"]), "latent_height", "latent_width"),
+            ),
+        ),
+        outputs=(TensorSpec("sample", "float32", ("batch", int(config["out_channels"]), "height", "width")),),
+        native=native,
+        construct=lambda: _construct(config),
+        adapt=VaeDecoder,
+        used=("decoder.", "post_quant_conv."),
+        renames=rename_vae,
+    )
+
+
+def vae_encoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:
+    """The encoding half of the `AutoencoderKL` in `folder`."""
+    config = checkpoint.config(folder)
+    return Component(
+        name="vae_encoder",
+        folder=folder,
+        checkpoint=checkpoint,
+        class_name="AutoencoderKL",
+        inputs=(TensorSpec("sample", "float32", ("batch", int(config["in_channels"]), "height", "width")),),
+        outputs=(
+            TensorSpec(
+                "latent_parameters",
+                "float32",
+                ("batch", 2 * int(config["latent_channels"]), "latent_height", "latent_width"),
+            ),
+        ),
+        native=native,
+        construct=lambda: _construct(config),
+        adapt=VaeEncoder,
+        used=("encoder.", "quant_conv."),
+        make_inputs={"sample": _picture},
+        renames=rename_vae,
+    )
+
+
+def _picture(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(spec.shape(size), generator=generator) * 2 - 1
+
+
+def _construct(config: dict[str, Any]) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_config(config)

@@ -1,0 +1,244 @@
+"""WHAT: components of a pipeline family, with named inputs and outputs.
+
+A component names its tensors once, in the field's terms; targets translate where a client wants
+other names. Dims are sizes or the symbols of `Size`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from exporter.checkpoints import Checkpoint, StoredTensor
+from exporter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Dim = int | str
+INNER = "inner."
+"""Adapters keep the library's own module as `inner`, so a weight's name is INNER + its stored name."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A concrete size for every symbol a dim may name.
+
+    Attributes:
+        batch: Rows of the component's own batch (a UNet under guidance sees twice the pictures).
+        height: Picture height in pixels; `latent_height` is height // factor.
+        width: Picture width in pixels.
+        sequence: Text tokens.
+        factor: Pixels per latent cell (the VAE's scale).
+    """
+
+    batch: int = 1
+    height: int = 512
+    width: int = 512
+    sequence: int = 77
+    factor: int = 8
+
+    def resolve(self, dim: Dim) -> int:
+        """The number a dim stands for."""
+        if isinstance(dim, int):
+            return dim
+        values = {
+            "batch": self.batch,
+            "height": self.height,
+            "width": self.width,
+            "sequence": self.sequence,
+            "latent_height": self.height // self.factor,
+            "latent_width": self.width // self.factor,
+        }
+        return values[dim]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: name, numpy dtype name, dims as sizes or symbols of `Size`."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim, ...]
+
+    def shape(self, size: Size) -> tuple[int, ...]:
+        return tuple(size.resolve(dim) for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One exportable part of a pipeline.
+
+    Attributes:
+        name: Its name in artifacts (`vae_decoder`).
+        folder: Its folder in the checkpoint (`vae`).
+        checkpoint: Where its weights lie.
+        class_name: The library's class (`AutoencoderKL`).
+        inputs / outputs: In the order of the adapter's `forward`.
+        native: The size the model was trained at.
+        construct: Builds the library's own module from its config; weights are whatever the
+            surrounding context gives (random, or none under `no_weights`).
+        adapt: Wraps that module so that `forward(**inputs)` returns a tuple in order of `outputs`;
+            keeps it as `.inner`.
+        used: Prefixes of weight names (without `inner.`) that this component uses; empty = all.
+        make_inputs: `(spec, size, generator) -> tensor` for inputs that are not plain noise.
+        renames: Maps a stored weight name (old checkpoints) to the module's name, or None to drop it.
+    """
+
+    name: str
+    folder: str
+    checkpoint: Checkpoint
+    class_name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    native: Size
+    construct: Callable[[], nn.Module]
+    adapt: Callable[[nn.Module], nn.Module]
+    used: tuple[str, ...] = ()
+    make_inputs: Mapping[str, Callable[[TensorSpec, Size, torch.Generator], torch.Tensor]] = field(
+        default_factory=dict
+    )
+    renames: Callable[[str], str | None] = field(default=lambda name: name)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The component's own `config.json`."""
+        return self.checkpoint.config(self.folder)
+
+    @cached_property
+    def weights(self) -> dict[str, StoredTensor]:
+        """Every weight in use by the adapter's parameter name (`inner.…`), on disk, not yet read."""
+        result = {}
+        for stored_name, tensor in self.checkpoint.stored(self.folder).items():
+            name = self.renames(stored_name)
+            if name is not None and (not self.used or name.startswith(self.used)):
+                result[INNER + name] = tensor
+        return result
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel for tensor in self.weights.values())
+
+    def meta_module(self) -> nn.Module:
+        """The adapted module in eval mode with parameters on the meta device (buffers are real)."""
+        with no_weights():
+            inner = self.construct()
+        return self.adapt(inner).eval().requires_grad_(False)
+
+    def reference_module(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The unpatched module with real weights, in eval mode.
+
+        Weights stored in `dtype` stay memory-mapped; others are cast.
+
+        Args:
+            dtype: Of weights and floating buffers; float32 when None.
+
+        Raises:
+            CheckpointError: Weights are missing, or their shapes do not fit the config.
+        """
+        import torch
+
+        wanted = dtype or torch.float32
+        module = self.meta_module()
+        expected = {n: p for n, p in module.named_parameters() if self._is_used(n)}
+        buffers = dict(module.named_buffers())
+        check_weights(self, {name: tuple(p.shape) for name, p in expected.items()})
+        state = {}
+        for name, stored in self.weights.items():
+            if name in expected or name in buffers:
+                tensor = stored.load()
+                state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
+        module.load_state_dict(state, strict=False, assign=True)
+        for owner in module.modules():
+            for name, buffer in owner._buffers.items():
+                if buffer is not None and buffer.is_floating_point() and not buffer.is_meta:
+                    owner._buffers[name] = buffer.to(wanted)
+        return module.eval().requires_grad_(False)
+
+    def _is_used(self, name: str) -> bool:
+        return not self.used or name.removeprefix(INNER).startswith(self.used)
+
+    def example_inputs(self, size: Size, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Deterministic inputs of plausible range: unit noise unless the family says otherwise."""
+        import torch
+
+        result = {}
+        for position, spec in enumerate(self.inputs):
+            generator = torch.Generator().manual_seed(seed * 1000 + position)
+            make = self.make_inputs.get(spec.name)
+            if make is not None:
+                result[spec.name] = make(spec, size, generator)
+            else:
+                noise = torch.randn(spec.shape(size), generator=generator)
+                result[spec.name] = noise.to(getattr(torch, spec.dtype))
+        return result
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """sha256 over names, dtypes, shapes and bytes of the weights in use, and the config."""
+        digest = hashlib.sha256(repr(sorted(self.config.items())).encode())
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(tensor.raw())
+        return digest.hexdigest()
+
+
+def check_weights(component: Component, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Every expected parameter is in the checkpoint with its shape.
+
+    Raises:
+        CheckpointError: Naming the first mismatch.
+    """
+    where = f"{component.checkpoint.source}, component {component.folder!r}"
+    missing = [name for name in expected if name not in component.weights]
+    if missing:
+        raise CheckpointError(
+            f"{where}: the config asks for {missing[0].removeprefix(INNER)!r} "
+            f"({len(missing)} weights in all) which the files do not hold.",
+            hint="config.json and weights do not belong together, or a shard is missing.",
+        )
+    for name, shape in expected.items():
+        found = component.weights[name].shape
+        if found != shape:
+            raise CheckpointError(
+                f"{where}: {name.removeprefix(INNER)!r} has shape {list(found)} on disk, "
+                f"the config asks for {list(shape)}.",
+                hint="config.json and weights do not belong together.",
+            )
+
+
+@contextmanager
+def no_weights() -> Iterator[None]:
+    """Modules built inside get parameters on the meta device; buffers stay real."""
+    from torch import nn
+
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        original(module, name, param)
+        if param is not None and not param.is_meta:
+            module._parameters[name] = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+
+    # Initialisers would spend seconds on values that are thrown away.
+    inits = {
+        name: getattr(nn.init, name)
+        for name in ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_")
+    }
+
+    def keep(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        return tensor
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    for name in inits:
+        setattr(nn.init, name, keep)
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+        for name, function in inits.items():
+            setattr(nn.init, name, function)

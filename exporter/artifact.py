@@ -1,0 +1,265 @@
+"""The artifact: a folder on disk with a manifest that describes and hashes every byte.
+
+Written to a staging folder beside the destination, one component at a time, each marked
+complete with its hashes, and renamed into place at the end; see `Staging`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from exporter.errors import ArtifactError
+
+MANIFEST = "exporter.json"
+SCHEMA_VERSION = 1
+HASH_CHUNK = 1 << 22
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+class Record(BaseModel):
+    """Base of everything in the manifest: unknown fields are errors, so typing mistakes show."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class FileRecord(Record):
+    """One file: POSIX path relative to the artifact (or checkpoint) root, sha256 hex, bytes."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class TensorRecord(Record):
+    """One input or output: numpy dtype name, dims as sizes or symbols (`batch`, `latent_height`)."""
+
+    name: str
+    dtype: str
+    dims: list[int | str]
+
+
+class ComponentRecord(Record):
+    """One exported component.
+
+    Attributes:
+        name: `unet`, `text_encoder`, …
+        entry: The file a runtime opens, relative to the artifact root.
+        files: Every file of the component with its hash.
+        parameters: Number of weights.
+        dtype: Dtype the weights are stored in.
+        seconds: Export time.
+        details: What the target wants to remember (opset, precision hint, quantisation, …).
+    """
+
+    name: str
+    entry: str
+    files: list[FileRecord]
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
+    parameters: int
+    dtype: str
+    seconds: float = 0.0
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class SourceRecord(Record):
+    """Where the weights came from."""
+
+    source: str
+    revision: str | None = None
+    variant: str | None = None
+    pipeline_class: str
+    files: list[FileRecord] = Field(default_factory=list)
+
+
+class VerificationRecord(Record):
+    """The last verdict. Valid only for the bytes whose hashes stand in the manifest.
+
+    Attributes:
+        digest: `Manifest.digest()` at the time of verification: any later change voids it.
+    """
+
+    verdict: Verdict
+    report: str | None = None
+    when: str
+    digest: str
+    summary: str = ""
+    components: dict[str, Verdict] = Field(default_factory=dict)
+
+
+class Manifest(Record):
+    """`exporter.json`."""
+
+    kind: Literal["exporter-artifact"] = "exporter-artifact"
+    schema_version: int = SCHEMA_VERSION
+    created: str = Field(default_factory=lambda: now())
+    target: str
+    source: SourceRecord
+    options: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, Any] | None = None
+    tools: dict[str, str] = Field(default_factory=dict)
+    components: list[ComponentRecord] = Field(default_factory=list)
+    shared_files: list[FileRecord] = Field(default_factory=list)
+    verification: VerificationRecord | None = None
+    verification_skipped: bool = False
+
+    def all_files(self) -> list[FileRecord]:
+        return [f for c in self.components for f in c.files] + self.shared_files
+
+    def digest(self) -> str:
+        """sha256 over the sorted (path, sha256) pairs of all files: the identity of the bytes."""
+        pairs = sorted((f.path, f.sha256) for f in self.all_files())
+        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+    def component(self, name: str) -> ComponentRecord:
+        """
+        Raises:
+            ArtifactError: No such component.
+        """
+        for record in self.components:
+            if record.name == name:
+                return record
+        have = ", ".join(c.name for c in self.components)
+        raise ArtifactError(f"The artifact has no component {name!r}; it has: {have}.")
+
+
+class Artifact:
+    """An artifact on disk.
+
+    Attributes:
+        root: Its folder.
+        manifest: The validated `exporter.json`.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Artifact:
+        """Read the manifest of a folder.
+
+        Raises:
+            ArtifactError: No folder, no manifest, a newer schema, or a manifest that does not
+                validate or points outside its folder.
+        """
+        root = Path(path).expanduser()
+        manifest_path = root / MANIFEST
+        if not root.is_dir():
+            raise ArtifactError(f"There is no artifact folder at {path}.")
+        if not manifest_path.is_file():
+            raise ArtifactError(
+                f"{path} has no {MANIFEST}, so it was not made by exporter.",
+                hint="Make one with `exporter convert SOURCE --to onnx -o DIR`.",
+            )
+        try:
+            data = json.loads(manifest_path.read_text(encoding="utf-8"))
+            version = data.get("schema_version") if isinstance(data, dict) else None
+            if isinstance(version, int) and version > SCHEMA_VERSION:
+                raise ArtifactError(
+                    f"{path} was written by a newer exporter (manifest schema {version}, this one reads "
+                    f"up to {SCHEMA_VERSION}).",
+                    hint="Update exporter.",
+                )
+            manifest = Manifest.model_validate(data)
+        except (OSError, ValueError, ValidationError, RecursionError) as error:
+            first = str(error).splitlines()[0]
+            raise ArtifactError(f"{manifest_path} is not a valid manifest: {first}.") from error
+        for file in manifest.all_files():
+            check_inside(file.path)
+        for component in manifest.components:
+            check_inside(component.entry)
+        return cls(root, manifest)
+
+    def path(self, relative: str) -> Path:
+        """A path of the manifest as a path on this disk, refused if it leaves the folder."""
+        check_inside(relative)
+        return self.root / relative
+
+    def save(self) -> None:
+        """Write the manifest atomically."""
+        write_text_atomic(self.root / MANIFEST, self.manifest.model_dump_json(indent=2) + "\n")
+
+    def changed_files(self) -> list[str]:
+        """Re-hash every file; the paths that are missing or differ from the manifest."""
+        changed = []
+        for file in self.manifest.all_files():
+            path = self.path(file.path)
+            if not path.is_file() or path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
+                changed.append(file.path)
+        return changed
+
+    def verified(self, *, rehash: bool = False) -> Verdict | None:
+        """The recorded verdict if it still speaks of these bytes, else None (unverified).
+
+        Args:
+            rehash: Also read and hash every file (about 1 s per GB); otherwise sizes are compared.
+        """
+        record = self.manifest.verification
+        if record is None or record.digest != self.manifest.digest():
+            return None
+        if rehash:
+            return None if self.changed_files() else record.verdict
+        for file in self.manifest.all_files():
+            path = self.path(file.path)
+            if not path.is_file() or path.stat().st_size != file.bytes:
+                return None
+        return record.verdict
+
+
+def check_inside(relative: str) -> None:
+    """Refuse a path that is absolute or climbs out of its folder.
+
+    Raises:
+        ArtifactError: It does.
+    """
+    pure = PurePosixPath(relative)
+    if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in pure.parts[0]:
+        raise ArtifactError(f"The manifest names a path outside the artifact ({relative!r}); refused.")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 hex of a file's bytes, read in 4 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as handle:
+        while block := handle.read(HASH_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path, root: Path) -> FileRecord:
+    """The record of one file below `root`."""
+    return FileRecord(
+        path=path.relative_to(root).as_posix(), sha256=sha256_of(path), bytes=path.stat().st_size
+    )
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> list[FileRecord]:
+    return [hash_file(path, root) for path in sorted(paths)]
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new content, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def now() -> str:
+    """UTC time as ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,159 @@
+"""A resolved checkpoint: which files, which components, how to reach the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from exporter.artifact import FileRecord, hash_file
+from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from exporter.errors import CheckpointError
+
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pipeline in diffusers layout, on this disk.
+
+    Attributes:
+        source: What the user asked for (`builtin:shapes`, a path, `org/name`).
+        revision: Commit sha where the Hub gives one, else None.
+        root: The folder with `model_index.json`.
+        index: The parsed `model_index.json`.
+        variant: `fp16` selects `*.fp16.safetensors`; None the plain files.
+    """
+
+    source: str
+    root: Path
+    index: Mapping[str, Any]
+    revision: str | None = None
+    variant: str | None = None
+    _stores: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def pipeline_class(self) -> str:
+        """The diffusers class that `model_index.json` names, e.g. `StableDiffusionPipeline`."""
+        return str(self.index["_class_name"])
+
+    @property
+    def component_classes(self) -> dict[str, tuple[str, str]]:
+        """Component folder → (library, class) for every component that is not null."""
+        return {
+            name: (value[0], value[1])
+            for name, value in self.index.items()
+            if isinstance(value, list | tuple) and len(value) == 2 and value[1] is not None
+        }
+
+    def config(self, folder: str) -> dict[str, Any]:
+        """`<folder>/config.json` (or the scheduler's / tokenizer's file of that role).
+
+        Raises:
+            CheckpointError: The file is missing or not JSON.
+        """
+        for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+            path = self.root / folder / name
+            if path.is_file():
+                return read_json(path)
+        raise CheckpointError(
+            f"Component {folder!r} of {self.source} has no config.json.",
+            hint="Is this a complete diffusers folder? `exporter inspect` lists what is there.",
+        )
+
+    def stored(self, folder: str) -> dict[str, StoredTensor]:
+        """Every tensor of a component by its stored name, memory-mapped and not yet read.
+
+        Raises:
+            CheckpointError: No weights, only pickles, a missing shard, or a damaged file.
+        """
+        if folder not in self._stores:
+            tensors: dict[str, StoredTensor] = {}
+            for path in self.weight_files(folder):
+                tensors.update(SafetensorsFile(path).tensors)
+            self._stores[folder] = tensors
+        return self._stores[folder]
+
+    def weight_files(self, folder: str) -> list[Path]:
+        """The safetensors files of one component, shards in index order."""
+        base = self.root / folder
+        suffix = f".{self.variant}" if self.variant else ""
+        for stem in WEIGHT_STEMS:
+            for index_name in {f"{stem}.safetensors.index{suffix}.json", f"{stem}.safetensors.index.json"}:
+                if (base / index_name).is_file() and (suffix or index_name.endswith("index.json")):
+                    return _shards(base, read_json(base / index_name), index_name)
+            for name in (f"{stem}{suffix}.safetensors", f"{stem}.safetensors"):
+                if (base / name).is_file():
+                    return [base / name]
+        for stem in WEIGHT_STEMS:  # a folder that holds only a variant is still usable
+            found = sorted(base.glob(f"{stem}.*.safetensors"))
+            if len(found) == 1:
+                return found
+        pickles = sorted(p.name for p in base.glob("*.bin")) + sorted(p.name for p in base.glob("*.ckpt"))
+        if pickles:
+            raise CheckpointError(
+                f"Component {folder!r} of {self.source} has only pickled weights ({pickles[0]}); "
+                "a pickle can run code when it is opened, so it is refused.",
+                hint="Save the model with `save_pretrained(..., safe_serialization=True)` first.",
+            )
+        raise CheckpointError(
+            f"Component {folder!r} of {self.source} has no safetensors weights in {base}.",
+            hint="Download the complete checkpoint.",
+        )
+
+    @cached_property
+    def files(self) -> list[FileRecord]:
+        """Every file of the components in use, with size and sha256 (read once)."""
+        found = [self.root / "model_index.json"]
+        for folder in sorted(self.component_classes):
+            base = self.root / folder
+            if base.is_dir():
+                weights = self.weight_files(folder) if (base / "config.json").is_file() else []
+                small = [p for p in sorted(base.iterdir()) if p.suffix in {".json", ".txt", ".model"}]
+                found += [*small, *weights]
+        return [hash_file(path, self.root) for path in found]
+
+    def validate(self) -> None:
+        """Open every weight file's header, so that damage is reported before any work.
+
+        Raises:
+            CheckpointError: With the file and the reason.
+        """
+        for folder, (library, _) in self.component_classes.items():
+            if library in {"diffusers", "transformers"} and (self.root / folder / "config.json").is_file():
+                self.stored(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from disk.
+
+    Raises:
+        CheckpointError: Not readable or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return value
+
+
+def _shards(base: Path, index: Mapping[str, Any], index_name: str) -> list[Path]:
+    names = sorted(set((index.get("weight_map") or {}).values()))
+    for name in names:
+        if Path(name).name != name or name in {"", ".", ".."}:
+            raise CheckpointError(
+                f"{index_name} in {base} names a shard outside its folder ({name!r}); refused."
+            )
+        if not (base / name).is_file():
+            raise CheckpointError(
+                f"{index_name} in {base} names the shard {name}, which is missing.",
+                hint="Download the checkpoint again.",
+            )
+    if not names:
+        raise CheckpointError(f"{index_name} in {base} lists no shards.")
+    return [base / name for name in names]

@@ -1,0 +1,49 @@
+"""The command line: one module per verb, loaded when the verb is used. It holds no logic of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+from exporter.cli._group import Verb, VerbGroup
+
+__all__ = ["cli", "main"]
+
+cli = VerbGroup(
+    name="exporter",
+    verbs=(
+        Verb("convert", "Convert a checkpoint and verify what was written."),
+        Verb("verify", "Judge an artifact against the PyTorch reference."),
+        Verb("run", "Paint one picture with an artifact or a checkpoint."),
+        Verb("inspect", "List the components of a checkpoint or an artifact."),
+        Verb("doctor", "Show what is installed, what is missing, and the hardware."),
+        Verb("demo", "Convert, verify and paint the embedded model; write a page."),
+    ),
+    help=(
+        "Convert diffusion checkpoints to ONNX, OpenVINO and more, and prove each artifact against "
+        "PyTorch.\n\n"
+        "SOURCE is `builtin:shapes` (embedded, needs no network), a folder in diffusers layout, or "
+        "`org/name` of the Hugging Face Hub. ARTIFACT is a folder that `exporter convert` wrote."
+    ),
+    examples=(
+        (
+            "Convert the embedded model and verify it",
+            "exporter convert builtin:shapes --to onnx -o star-onnx",
+        ),
+        (
+            "Paint with the result",
+            'exporter run star-onnx "a large red star at the left on a blue background" -o star.png',
+        ),
+        ("See what this machine can do", "exporter doctor"),
+    ),
+)
+"""The root command; `tests` and the reference drive it directly."""
+
+
+def main() -> NoReturn:
+    """Entry point of the `exporter` script: runs the verb in `sys.argv`, exits with a code of the table."""
+    # OpenMP reads it when torch is loaded. Without it, threads that wait for each other spin: on a busy
+    # machine a picture then takes ten times longer.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    cli.main()
+    raise AssertionError("VerbGroup.main() exits")

@@ -1,0 +1,196 @@
+"""`exporter convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter.cli._group import Command
+from exporter.cli._output import Output
+from exporter.cli._show import bytes_text, seconds_text, table, verdict_code
+from exporter.cli._types import Finite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from exporter.conversion import Conversion, Plan
+
+TARGET_OPTIONS = ("static", "dtype", "attention", "opset", "precision_hint")
+"""Flags that belong to the target; passed on only when typed, and judged by the target itself."""
+
+
+@click.command(
+    "convert",
+    cls=Command,
+    examples=(
+        (
+            "The embedded model to ONNX, verified, into artifacts/",
+            "exporter convert builtin:shapes --to onnx",
+        ),
+        (
+            "A folder in half precision for OpenVINO",
+            "exporter convert ./my-model --to openvino --dtype float16 -o my-ov",
+        ),
+        (
+            "Fixed shapes: one picture of 128x128",
+            "exporter convert builtin:shapes --to onnx --static 1x128x128",
+        ),
+        (
+            "See the plan: sizes, memory, what will be verified",
+            "exporter convert builtin:shapes --to onnx --dry-run",
+        ),
+    ),
+)
+@click.argument("source")
+@click.option("--to", "target", required=True, metavar="TARGET", help="Format: onnx, openvino, …")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
+    help="Destination folder; it must not exist.  [default: artifacts/NAME-TARGET]",
+)  # fmt: skip
+@click.option(
+    "--static", metavar="BxHxW",
+    help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512.",
+)  # fmt: skip
+@click.option("--dtype", metavar="DTYPE", help="Stored weights: float32 or float16.  [default: float32]")
+@click.option("--attention", metavar="KIND", help="How attention is written, where the target has a choice.")
+@click.option("--opset", type=int, metavar="N", help="ONNX opset.")
+@click.option(
+    "--precision-hint", metavar="HINT", help="Arithmetic an OpenVINO artifact is made for: f32, bf16, f16."
+)
+@click.option(
+    "--option", "extras", multiple=True, metavar="NAME=VALUE",
+    help="Any other option of the target, such as one of a third-party target; repeatable.",
+)  # fmt: skip
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
+@click.option("--variant", metavar="NAME", help="Weight variant of the checkpoint, such as fp16.")
+@click.option(
+    "--component", "components", multiple=True, metavar="NAME",
+    help="Convert only this component; repeatable.",
+)  # fmt: skip
+@click.option("--no-verify", is_flag=True, help="Do not verify; the manifest records it.")
+@click.option(
+    "--k", type=Finite(above=0), metavar="K",
+    help="Allowed error in multiples of PyTorch's own error at that precision.  [default: 4]",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace what stands at the destination.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.pass_obj
+def command(
+    output: Output,
+    /,
+    source: str,
+    target: str,
+    extras: tuple[str, ...],
+    components: tuple[str, ...],
+    revision: str | None,
+    variant: str | None,
+    no_verify: bool,
+    k: float | None,
+    overwrite: bool,
+    dry_run: bool,
+    **given: Any,
+) -> int:
+    """Convert SOURCE to another format and verify what was written.
+
+    The artifact is built beside its destination and moved there when it is complete; an interrupted
+    run is resumed by the same command. Unless --no-verify is given, a fresh process then judges the
+    bytes on disk against PyTorch, and the exit code is the verdict: 0 PASS, 1 FAIL, 5 INCONCLUSIVE.
+    """
+    from exporter.conversion import convert, make_plan
+
+    options = {name: given[name] for name in TARGET_OPTIONS if given[name] is not None}
+    options |= dict(_split(extra) for extra in extras)
+    plan = make_plan(
+        source,
+        target,
+        given["output"],
+        options,
+        revision=revision,
+        variant=variant,
+        components=list(components) or None,
+        verify=not no_verify,
+    )
+    if dry_run:
+        output.result(plan.as_dict(), human=lambda console: _show_plan(console, plan), quiet=str(plan.output))
+        return 0
+    settings = {} if k is None else {"k": k}
+    with output.progress() as progress:
+        result = convert(plan, overwrite=overwrite, progress=progress, verify_settings=settings)
+    output.result(
+        _document(result),
+        human=lambda console: _show_result(console, result),
+        quiet=str(result.artifact.root),
+    )
+    return verdict_code(result.verdict)
+
+
+def _split(extra: str) -> tuple[str, str]:
+    name, separator, value = extra.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{extra!r} is not NAME=VALUE.", param_hint="--option")
+    return name.replace("-", "_"), value
+
+
+def _document(result: Conversion) -> dict[str, Any]:
+    manifest = result.artifact.manifest
+    return {
+        "artifact": result.artifact.root,
+        "target": manifest.target,
+        "source": manifest.source.source,
+        "revision": manifest.source.revision,
+        "verdict": result.verdict,
+        "summary": result.summary,
+        "report": result.report,
+        "seconds": round(result.seconds, 3),
+        "resumed": result.resumed,
+        "bytes": sum(file.bytes for file in manifest.all_files()),
+        "components": [
+            {
+                "name": record.name,
+                "bytes": sum(file.bytes for file in record.files),
+                "seconds": record.seconds,
+            }
+            for record in manifest.components
+        ],
+    }
+
+
+def _show_plan(console: Console, plan: Plan) -> None:
+    console.print(f"{plan.source} ({plan.pipeline_class}) → {plan.target}: {plan.output}", soft_wrap=True)
+    given = ", ".join(f"{name} {_value(value)}" for name, value in plan.options.items())
+    console.print(f"options: {given}", soft_wrap=True)
+    rows = [
+        (c.name, c.class_name, f"{c.parameters:,}", bytes_text(c.disk), bytes_text(c.memory))
+        for c in plan.components
+    ]
+    console.print(table(("component", "class", "parameters>", "on disk>", "peak memory>"), rows))
+    console.print(f"disk: {bytes_text(plan.disk)} of {bytes_text(plan.free_disk)} free")
+    console.print(f"memory: about {bytes_text(plan.memory)} of {bytes_text(plan.free_memory)} free")
+    console.print("will be verified:" if plan.verify else "will not be verified (--no-verify)")
+    for line in plan.verify:
+        console.print(f"  - {line}", soft_wrap=True)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "default"
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _show_result(console: Console, result: Conversion) -> None:
+    manifest = result.artifact.manifest
+    size = sum(file.bytes for file in manifest.all_files())
+    console.print(
+        f"{result.artifact.root}  {bytes_text(size)}, {seconds_text(result.seconds)}", soft_wrap=True
+    )
+    if result.resumed:
+        console.print(f"resumed: {', '.join(result.resumed)} had been finished by an earlier run")
+    if result.verdict is None:
+        console.print(result.summary, soft_wrap=True)
+    else:
+        console.print(f"{result.verdict}: {result.summary}", soft_wrap=True)
+    if result.report is not None:
+        page = result.report.with_suffix(".html")
+        console.print(f"report: {page if page.is_file() else result.report}", soft_wrap=True)

@@ -1,0 +1,143 @@
+"""`exporter run`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from exporter.cli._group import Command
+from exporter.cli._output import Output
+from exporter.cli._show import seconds_text
+from exporter.cli._types import Finite
+from exporter.errors import DestinationError
+
+
+@click.command(
+    "run",
+    cls=Command,
+    examples=(
+        (
+            "Paint with an artifact",
+            'exporter run shapes-onnx "a large red star at the left on a blue background" '
+            "-o star.png --seed 7 --steps 25",
+        ),
+        (
+            "The same picture with the PyTorch reference",
+            'exporter run builtin:shapes "a large red star at the left on a blue background" '
+            "-o reference.png --seed 7 --steps 25",
+        ),
+        (
+            "Let the runtime choose its arithmetic, as most clients do",
+            'exporter run shapes-ov "a small green circle" -o circle.png --precision-hint default',
+        ),
+    ),
+)
+@click.argument("source", metavar="ARTIFACT|SOURCE")
+@click.argument("prompt")
+@click.option(
+    "-o", "--output", "picture", type=click.Path(path_type=Path), required=True, metavar="FILE",
+    help="The picture to write; the suffix gives the format (.png, .jpg, .webp).",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first noise.")
+@click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Scheduler steps.")
+@click.option(
+    "--guidance", type=Finite(), default=7.5, show_default=True, help="Guidance scale; 1 switches it off."
+)
+@click.option("--height", type=click.IntRange(min=1), help="Pixels.  [default: the native height]")
+@click.option("--width", type=click.IntRange(min=1), help="Pixels.  [default: the native width]")
+@click.option("--negative-prompt", metavar="TEXT", help="What the picture should not show.")
+@click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
+@click.option(
+    "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
+    help="Arithmetic for runtimes that choose it.  [default: what the artifact was made for]",
+)  # fmt: skip
+@click.pass_obj
+def command(
+    output: Output,
+    /,
+    source: str,
+    prompt: str,
+    picture: Path,
+    seed: int,
+    steps: int,
+    guidance: float,
+    height: int | None,
+    width: int | None,
+    negative_prompt: str | None,
+    device: str | None,
+    precision_hint: str | None,
+) -> None:
+    """Paint PROMPT with an artifact, or with a checkpoint in PyTorch.
+
+    The pipeline around the components is diffusers' own, so the same seed gives the same picture
+    in every format as far as the format's arithmetic allows.
+    """
+    from exporter.inspection import blame_changes, trust
+
+    check_picture_path(picture)
+    state = trust(source)
+    if state is not None:
+        (output.note if state.verdict == "PASS" else output.warn)(state.sentence)
+    from exporter import pipeline
+
+    started = time.monotonic()
+    with blame_changes(state), output.progress() as progress:
+        progress.start(f"loading {source}")
+        loaded = pipeline.load(source, device=device, precision_hint=precision_hint)
+        progress.done()
+        (image,) = pipeline.paint(
+            loaded,
+            [prompt],
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            height=height,
+            width=width,
+            negative_prompt=negative_prompt,
+            progress=progress,
+        )
+    image.save(picture)
+    seconds = time.monotonic() - started
+    output.result(
+        {
+            "picture": picture,
+            "width": image.width,
+            "height": image.height,
+            "source": source,
+            "prompt": prompt,
+            "seed": seed,
+            "steps": steps,
+            "guidance": guidance,
+            "verified": state.verdict if state is not None else None,
+            "seconds": round(seconds, 3),
+        },
+        human=lambda console: console.print(
+            f"{picture}  {image.width}×{image.height}, {seconds_text(seconds)}", soft_wrap=True
+        ),
+        quiet=str(picture),
+    )
+
+
+def check_picture_path(path: Path) -> None:
+    """Say before the work that the picture could not be written after it.
+
+    Raises:
+        DestinationError: An unknown suffix, a folder that is missing or cannot be written.
+    """
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    if known.get(path.suffix.lower()) not in Image.SAVE:
+        raise DestinationError(
+            f"{path.name!r} has no suffix of a picture format that can be written.",
+            hint="Try -o picture.png.",
+        )
+    folder = path.expanduser().absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        what = "is a folder" if path.is_dir() else f"cannot be written: {folder} is no folder"
+        raise DestinationError(f"{path} {what}.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise DestinationError(f"{path} cannot be written: permission denied.")

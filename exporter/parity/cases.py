@@ -1,0 +1,217 @@
+"""The inputs an artifact is judged on: recorded from the reference run, and shapes never traced.
+
+Deterministic by seed. Every case is float32 / int64 as the reference saw it; what an artifact needs
+otherwise is converted explicitly by `convert_inputs`, which says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from exporter.parity.arithmetic import Tensors
+from exporter.parity.painting import Painted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.architectures.base import Component
+    from exporter.artifact import TensorRecord
+
+MAX_TEXT_CASES = 4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One case before anything ran: `kind` and `label` as in `schema.Case`."""
+
+    id: str
+    kind: str
+    label: str
+    tensors: Tensors
+
+    def digest(self) -> str:
+        """sha256 over names, dtypes, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def described(self) -> dict[str, str]:
+        return {n: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for n, t in self.tensors.items()}
+
+
+def captured(component: Component, painted: Painted, samples: int) -> list[Inputs]:
+    """Cases of one component from the reference run.
+
+    Denoising calls are sampled evenly over the trajectory, first and last step included, in every
+    group of prompts. The VAE encoder is not part of text-to-image: it gets the painted pictures.
+    """
+    if component.name == "vae_encoder":
+        return [
+            Inputs(
+                f"picture{g + 1}", "captured", f"picture {g + 1}", {"sample": image.clamp(-1, 1).contiguous()}
+            )
+            for g, image in enumerate(painted.images)
+        ]
+    calls = painted.calls.get(component.name, [])
+    if component.name == "unet":
+        groups = sorted({call.order[0] for call in calls})
+        chosen = []
+        for group in groups:
+            trajectory = [call for call in calls if call.order[0] == group]
+            chosen += [trajectory[i] for i in spread(len(trajectory), samples)]
+        calls = chosen
+    seen: dict[str, Inputs] = {}
+    for number, call in enumerate(calls):
+        label = call.label
+        if component.name == "unet":
+            label = f"{label} (t={float(call.inputs['timestep']):g})"
+        if component.name == "text_encoder":
+            label = f"{label}, text {sum(c.order == call.order for c in calls[: number + 1])}"
+        case = Inputs(f"captured{number + 1}", "captured", label, call.inputs)
+        seen.setdefault(case.digest(), case)  # the empty prompt is encoded once per group
+    cases = list(seen.values())
+    return cases[:MAX_TEXT_CASES] if component.name == "text_encoder" else cases
+
+
+def spread(count: int, samples: int) -> list[int]:
+    """`samples` indices evenly over `range(count)`, ends included, without repeats."""
+    if samples >= count:
+        return list(range(count))
+    if samples == 1:
+        return [count // 2]
+    return sorted({round(i * (count - 1) / (samples - 1)) for i in range(samples)})
+
+
+def untraced(component: Component, cases: Sequence[Inputs], inputs: Sequence[TensorRecord]) -> list[Inputs]:
+    """Shapes and values the export did not trace, wherever the artifact claims to be dynamic.
+
+    One kind is changed at a time, so that the case's name says what was baked in: another batch,
+    another aspect, an odd sequence, a fractional timestep. Values are captured ones, tiled or cut.
+
+    Args:
+        inputs: As the artifact declares them; a dim that is a number there is not varied.
+    """
+    if not cases:
+        return []
+    symbols = {d for record in inputs for d in record.dims if isinstance(d, str)}
+    first = cases[len(cases) // 2]
+    now = _symbol_sizes(component, first)
+    result = []
+    wanted: list[tuple[str, str, dict[str, int]]] = []
+    if "batch" in symbols:
+        batch = now.get("batch", 1)
+        wanted += [("batch", f"batch {n} instead of {batch}", {"batch": n}) for n in (1, 3) if n != batch]
+    wanted += _aspects(component, now, symbols)
+    if "sequence" in symbols and "sequence" in now:
+        odd = now["sequence"] * 2 // 3 // 2 * 2 + 1
+        wanted.append(("sequence", f"{odd} tokens instead of {now['sequence']}", {"sequence": odd}))
+    for number, (kind, label, sizes) in enumerate(wanted):
+        tensors = _resized(component, first, sizes)
+        result.append(Inputs(f"{kind}{number + 1}", kind, label, tensors))
+    declared = {record.name: record.dtype for record in inputs}
+    if declared.get("timestep", "").startswith("float"):  # an integer one claims whole steps only
+        fractional = dict(first.tensors)
+        fractional["timestep"] = torch.floor(fractional["timestep"].float()) + 0.5
+        label = f"fractional timestep {float(fractional['timestep']):g}"
+        result.append(Inputs("timestep", "timestep", label, fractional))
+    return result
+
+
+def _symbol_sizes(component: Component, case: Inputs) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for spec in component.inputs:
+        for dim, size in zip(spec.dims, case.tensors[spec.name].shape, strict=True):
+            if isinstance(dim, str):
+                sizes[dim] = size
+    return sizes
+
+
+def _aspects(
+    component: Component, now: dict[str, int], symbols: set[str]
+) -> list[tuple[str, str, dict[str, int]]]:
+    pairs = (("latent_height", "latent_width", 1), ("height", "width", component.native.factor))
+    for high, wide, factor in pairs:
+        if high in now and wide in now and {high, wide} & symbols:
+            levels = component.config.get("block_out_channels") or [0]
+            multiple = factor * (2 ** (len(levels) - 1) if component.name == "unet" else 1)
+            height = _scaled(now[high], 3, 4, multiple)
+            width = _scaled(now[wide], 5, 4, multiple)
+            sizes = {}
+            if high in symbols:
+                sizes[high] = height
+            if wide in symbols:
+                sizes[wide] = width
+            changed = f"{sizes.get(high, now[high])}×{sizes.get(wide, now[wide])}"
+            label = f"{changed} instead of {now[high]}×{now[wide]}"
+            return [("aspect", label, sizes)]
+    return []
+
+
+def _scaled(size: int, numerator: int, denominator: int, multiple: int) -> int:
+    """`size` scaled, as a multiple of `multiple` that differs from `size`."""
+    result = max(1, round(size * numerator / denominator / multiple)) * multiple
+    if result == size:
+        result += multiple if numerator > denominator or size <= multiple else -multiple
+    return result
+
+
+def _resized(component: Component, case: Inputs, sizes: dict[str, int]) -> Tensors:
+    result = {}
+    for spec in component.inputs:
+        tensor = case.tensors[spec.name]
+        for axis, dim in enumerate(spec.dims):
+            if isinstance(dim, str) and dim in sizes:
+                index = torch.arange(sizes[dim]) % tensor.shape[axis]
+                tensor = tensor.index_select(axis, index)
+        result[spec.name] = tensor.contiguous()
+    return result
+
+
+def convert_inputs(case: Inputs, declared: Sequence[TensorRecord]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The case's arrays in the dtypes an artifact declares, and what that changed, in words.
+
+    Raises:
+        ValueError: The artifact asks for a name the case lacks, or its dtype cannot hold the values
+            (a fractional timestep in an integer).
+    """
+    import numpy as np
+
+    arrays: dict[str, np.ndarray] = {}
+    notes = []
+    names = {record.name for record in declared}
+    missing = sorted(set(case.tensors) - names)
+    if missing:
+        raise ValueError(f"the artifact has no input {missing[0]!r}")
+    for record in declared:
+        if record.name not in case.tensors:
+            raise ValueError(f"the artifact wants an input {record.name!r} that the component does not have")
+        array = case.tensors[record.name].contiguous().numpy()
+        wanted = np.dtype(record.dtype)
+        if len(record.dims) == 1 and array.ndim == 0:
+            array = array.reshape(1)  # clients that know no scalars
+            notes.append(f"{record.name}: scalar → [1]")
+        if array.dtype != wanted:
+            cast = array.astype(wanted)
+            if wanted.kind in "iu" and not np.array_equal(cast.astype(np.float64), array.astype(np.float64)):
+                raise ValueError(f"{record.name} is {record.dtype} and cannot hold {array.reshape(-1)[0]:g}")
+            notes.append(f"{record.name}: {array.dtype} → {record.dtype}")
+            array = cast
+        arrays[record.name] = np.ascontiguousarray(array).reshape(array.shape)
+    return arrays, notes
+
+
+def synthetic(component: Component, count: int = 3) -> list[Inputs]:
+    """Random inputs of plausible range, for pipelines that cannot be run for a capture."""
+    return [
+        Inputs(
+            f"random{n + 1}", "random", f"random input {n + 1}", component.example_inputs(component.native, n)
+        )
+        for n in range(count)
+    ]

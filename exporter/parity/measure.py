@@ -1,0 +1,174 @@
+"""Measures one component: truth, noise floor and artifact on the same inputs. Judges nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from exporter.errors import ExporterError
+from exporter.parity.arithmetic import UNIT_ROUNDOFF, Tensors
+from exporter.parity.budget import evaluate, layouts_of
+from exporter.parity.cases import Inputs, convert_inputs
+from exporter.parity.metrics import NotComparable, compare
+from exporter.parity.schema import Case, OutputMeasurement, Run
+from exporter.parity.structure import declared_faults, output_faults
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.architectures.base import Component
+    from exporter.artifact import ComponentRecord
+    from exporter.targets.base import PrecisionHint, Runner, Target
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+class Opened:
+    """How to open one exported component, and what it computes in.
+
+    Attributes:
+        weights: Dtype the weights are stored in.
+        arithmetic: Dtype it computes in; known once it was opened.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        root: Path,
+        record: ComponentRecord,
+        hint: PrecisionHint,
+        threads: int | None = None,
+    ) -> None:
+        self.target, self.root, self.record, self.hint = target, root, record, hint
+        self.threads = threads
+        self.weights = record.dtype if record.dtype in FLOATS else "float32"
+        self.arithmetic = self.weights
+
+    def __call__(self) -> Runner:
+        from exporter.targets.base import RunOptions
+
+        runner = self.target.open(
+            self.root, self.record, RunOptions(precision_hint=self.hint, threads=self.threads)
+        )
+        if runner.precision in FLOATS:
+            self.arithmetic = str(runner.precision)
+        return runner
+
+
+@dataclass
+class Replay:
+    """What one way of running the artifact gave: a case each, and the outputs of those without fault."""
+
+    cases: list[Case] = field(default_factory=list)
+    outputs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    same_as: str | None = None
+
+
+def replay(
+    component: Component,
+    opened: Opened,
+    cases: Sequence[Inputs],
+    truths: Sequence[Tensors],
+    tick: Callable[[str], None],
+    skip_if: str | None = None,
+) -> Replay:
+    """Run the artifact on every case. Whatever a runtime throws is a fault, never a crash.
+
+    Args:
+        skip_if: Run nothing when the runtime computes in this arithmetic.
+    """
+    result = Replay()
+    try:
+        runner = opened()
+    except Exception as error:
+        result.faults.append(f"the artifact does not open: {_sentence(error)}")
+        return result
+    with runner:
+        if skip_if is not None and opened.arithmetic == skip_if:
+            result.same_as = skip_if
+            return result
+        result.faults += declared_faults(component, opened.record, runner)
+        for case, truth in zip(cases, truths, strict=True):
+            shapes = {name: tuple(tensor.shape) for name, tensor in truth.items()}
+            measured, outputs = _run_case(case, shapes, runner, opened.record)
+            result.cases.append(measured)
+            result.outputs.append(outputs)
+            tick(f"{case.label} in the artifact ({opened.arithmetic})")
+    return result
+
+
+def measure(
+    component: Component,
+    opened: Opened,
+    played: Replay,
+    cases: Sequence[Inputs],
+    truths: Sequence[Tensors],
+    *,
+    mode: Literal["graph", "default"],
+    cache: Path | None,
+    tick: Callable[[str], None],
+) -> Run:
+    """The metrics of a replay, and of PyTorch at the same precision beside them.
+
+    Args:
+        truths: float64 outputs of the reference for every case.
+    """
+    run = Run(mode=mode, precision_hint=opened.hint, weights=opened.weights, arithmetic=opened.arithmetic)
+    run.cases = played.cases
+    if any(t.name == "timestep" and "int" in t.dtype for t in opened.record.inputs):
+        run.note = "takes whole timesteps only: schedulers with fractional ones (Euler, LMS) are not covered"
+    if not any(played.outputs):
+        return run
+    precision = {"weights": opened.weights, "arithmetic": opened.arithmetic}
+    floors = {
+        layout: evaluate(component, cases, **precision, layout=layout, tick=tick, cache=cache)
+        for layout in layouts_of(component)
+    }
+    for i, (case, outputs, truth) in enumerate(zip(run.cases, played.outputs, truths, strict=True)):
+        for name, tensor in truth.items() if outputs else ():
+            expected = tensor.numpy()
+            try:
+                artifact = compare(outputs[name], expected)
+                noise = {
+                    layout: compare(found[i][name].to(torch.float64).numpy(), expected)
+                    for layout, found in floors.items()
+                }
+            except NotComparable as error:
+                case.not_checked = f"{name}: PyTorch gives no usable truth or floor here ({error})"
+                continue
+            unit = UNIT_ROUNDOFF.get(str(outputs[name].dtype), 0.0)
+            case.outputs.append(OutputMeasurement(name=name, artifact=artifact, floors=noise, unit=unit))
+    return run
+
+
+def _run_case(
+    case: Inputs, shapes: dict[str, tuple[int, ...]], runner: Runner, record: ComponentRecord
+) -> tuple[Case, dict[str, np.ndarray]]:
+    started = time.perf_counter()
+    result = Case(id=case.id, kind=case.kind, label=case.label, inputs=case.described())
+    try:
+        arrays, result.conversions = convert_inputs(case, record.inputs)
+    except ValueError as error:
+        result.problems.append(str(error))
+        return result, {}
+    try:
+        outputs = runner.run(arrays)
+    except Exception as error:  # whatever a runtime throws: the artifact could not compute this case
+        result.problems.append(f"the artifact refuses it: {_sentence(error)}")
+        return result, {}
+    result.seconds = time.perf_counter() - started
+    result.problems = output_faults(outputs, record.outputs, shapes)
+    return result, {} if result.problems else outputs
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, ExporterError):
+        return error.message
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line[:300]}"

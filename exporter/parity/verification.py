@@ -1,0 +1,422 @@
+"""`verify`: judge an artifact on disk against its PyTorch reference, and write the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from exporter.artifact import Artifact, VerificationRecord, now
+from exporter.errors import UsageError
+from exporter.parity.schema import REPORT_NAME, ComponentReport, PipelineReport, Report, Run, Settings
+from exporter.parity.verdict import judge
+from exporter.progress import NullProgress, Progress
+
+if TYPE_CHECKING:
+    from exporter.architectures.base import Component
+    from exporter.artifact import ComponentRecord
+    from exporter.checkpoints import Checkpoint
+    from exporter.parity.cases import Inputs
+    from exporter.parity.measure import Opened
+    from exporter.parity.painting import Painted, Plan
+    from exporter.targets.base import PrecisionHint
+
+SMALL = 50_000_000
+"""Parameters below which one thread is used: more only wait for each other, worst on a busy machine."""
+REPORT_FOLDER = "verification"
+INPUTS_NAME = "inputs.safetensors"
+GENERIC_PROMPTS = ("a photograph of an astronaut riding a horse", "a watercolour of a harbour at dawn")
+BUILTIN_PROMPTS = (
+    "a large red star at the left on a blue background",
+    "a small green circle at the top on a white background",
+)
+
+
+def verify(
+    artifact: str | Path | Artifact,
+    *,
+    against: str | None = None,
+    k: float = 4.0,
+    prompts: Sequence[str] | None = None,
+    steps: int = 8,
+    samples: int = 4,
+    seed: int = 0,
+    components: Sequence[str] | None = None,
+    precision_hint: PrecisionHint | None = None,
+    pipeline: bool = True,
+    bisect: bool = True,
+    report_dir: Path | str | None = None,
+    shown_path: str | None = None,
+    cache: Path | Literal["user"] | None = "user",
+    progress: Progress | None = None,
+) -> Report:
+    """Judge an artifact.
+
+    A folder without a manifest of ours (an optimum export) is judged too when `against` is given;
+    nothing but the report is then written. Otherwise it writes `report.json`, `report.html`, the
+    captured inputs and pictures, and records the verdict in the manifest.
+
+    Args:
+        artifact: The folder.
+        against: The reference checkpoint; None takes the source in the manifest.
+        k: Allowed error in multiples of PyTorch's own at the artifact's precision.
+        prompts: Of the reference run.
+        steps: Scheduler steps of the reference run.
+        samples: Denoising steps per prompt whose inputs are replayed.
+        seed: Of the noise.
+        components: Only these; the artifact's recorded verdict is then left as it is, except by a FAIL.
+        precision_hint: How the artifact is run, for runtimes that choose their arithmetic. None
+            judges the graph under `f32` and then as the artifact will be run by default.
+        pipeline: Also paint whole pictures.
+        bisect: Look for the first bad module of a component that fails.
+        report_dir: Where the report goes; `verification` in the artifact when None.
+        shown_path: The artifact's path as the report should show it.
+        cache: Folder for truths and floors; `user` is the user's cache, None keeps nothing.
+        progress: Told what is going on.
+
+    Raises:
+        ArtifactError: The artifact is damaged or changed, or the reference is not what it was made from.
+        CheckpointError: The reference cannot be read.
+        UsageError: A setting makes no sense.
+        BackendMissing: The target's runtime is not installed.
+    """
+    from exporter.parity.foreign import describe, has_manifest
+
+    ours = isinstance(artifact, Artifact) or has_manifest(Path(artifact).expanduser())
+    if isinstance(artifact, Artifact):
+        opened = artifact
+    elif ours:
+        opened = Artifact.open(artifact)
+    else:
+        opened = describe(Path(artifact).expanduser(), against)
+    job = _Job(
+        opened,
+        Settings(
+            k=k,
+            prompts=list(prompts or ()),
+            steps=steps,
+            samples=samples,
+            seed=seed,
+            components=list(components) if components is not None else None,
+            precision_hint=precision_hint,
+            pipeline=pipeline,
+            bisect=bisect,
+        ),
+        against=against,
+        report_dir=Path(report_dir) if report_dir is not None else None,
+        shown_path=shown_path or str(artifact.root if isinstance(artifact, Artifact) else artifact),
+        record=ours,
+        cache=cache,
+        progress=progress or NullProgress(),
+    )
+    with few_threads(job.threads):
+        return job.run()
+
+
+class _Job:
+    def __init__(
+        self, artifact: Artifact, settings: Settings, *, against: str | None, report_dir: Path | None,
+        shown_path: str, record: bool, cache: Path | Literal["user"] | None, progress: Progress,
+    ) -> None:  # fmt: skip
+        from exporter.architectures import components_of
+        from exporter.parity.budget import cache_folder
+        from exporter.parity.sources import check_bytes, reference_for
+        from exporter.targets import get_target
+
+        _check(settings)
+        self.started = time.perf_counter()
+        self.artifact, self.settings, self.progress = artifact, settings, progress
+        self.against, self.shown_path, self.keeps_record = against, shown_path, record
+        self.cache = cache_folder() if cache == "user" else cache
+        self.inside = report_dir is None
+        self.folder = report_dir or artifact.root / REPORT_FOLDER
+        progress.start("hashing the artifact")
+        check_bytes(artifact)
+        self.digest = artifact.manifest.digest()
+        self.target = get_target(artifact.manifest.target)
+        self.checkpoint: Checkpoint = reference_for(artifact, against)
+        self.components: list[Component] = components_of(self.checkpoint)
+        self.records = self._chosen()
+        if not settings.prompts:
+            builtin = self.checkpoint.source.startswith("builtin:")
+            settings.prompts = list(BUILTIN_PROMPTS if builtin else GENERIC_PROMPTS)
+        self.threads = 1 if max(c.parameters for c in self.components) < SMALL else None
+        self.plan: Plan = self._plan()
+
+    def run(self) -> Report:
+        from exporter.parity.environment import environment, peak_memory
+
+        painted, no_paint = self._paint_reference()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        report = Report(
+            artifact=self.shown_path,
+            target=self.artifact.manifest.target,
+            source=self.artifact.manifest.source,
+            digest=self.digest,
+            settings=self.settings,
+            complete=self.settings.components is None,
+            environment=environment(),
+            hashes={f.path: f.sha256 for f in self.artifact.manifest.all_files()},
+            command=self._command(),
+        )
+        captured: dict[str, list[Inputs]] = {}
+        openers: dict[str, dict[str, Opened]] = {}
+        for record in self.records:
+            component_report, cases, opened = self._component(record, painted)
+            report.components.append(component_report)
+            captured[record.name] = cases
+            openers[record.name] = opened
+        if self.settings.pipeline:
+            default_runs = [r for c in report.components for r in c.runs if r.mode == "default"]
+            report.pipeline = self._pipeline(painted, no_paint, openers, default_runs)
+        self._save_inputs(captured)
+        report = judge(report, self.settings.k)
+        if self.settings.bisect and report.verdict == "FAIL":
+            self._bisect(report, captured, openers)
+            report = judge(report, self.settings.k)
+        report.seconds = round(time.perf_counter() - self.started, 3)
+        report.peak_memory = peak_memory()
+        report.save(self.folder)
+        self._record(report)
+        self.progress.done()
+        return report
+
+    def _chosen(self) -> list[ComponentRecord]:
+        manifest = self.artifact.manifest
+        if self.settings.components is None:
+            return list(manifest.components)
+        return [manifest.component(name) for name in self.settings.components]
+
+    def _plan(self) -> Plan:
+        from exporter.parity.painting import Plan
+
+        native = self.components[0].native
+        static = self.artifact.manifest.options.get("static")
+        batch, height, width = static or (1, native.height, native.width)
+        s = self.settings
+        return Plan(tuple(s.prompts), s.steps, s.seed, int(height), int(width), int(batch))
+
+    def _paint_reference(self) -> tuple[Painted | None, str | None]:
+        from exporter.parity.paint_cache import cached_paint
+        from exporter.parity.painting import paint, supported
+        from exporter.parity.twin import reference_backend
+
+        if not supported(self.checkpoint):
+            return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
+        tick = self._task("reference run", self._paint_ticks())
+        by_name = {c.name: c for c in self.components}
+        painted = cached_paint(
+            self.cache,
+            self.checkpoint,
+            self.components,
+            self.plan,
+            {},
+            "reference",
+            lambda: paint(self.checkpoint, self.components, self.plan, reference_backend(by_name), tick),
+        )
+        return painted, None
+
+    def _paint_ticks(self) -> int:
+        return len(self.plan.groups()) * (self.plan.steps + 2)
+
+    def _component(
+        self, record: ComponentRecord, painted: Painted | None
+    ) -> tuple[ComponentReport, list[Inputs], dict[str, Opened]]:
+        from exporter.parity.budget import evaluate, layouts_of
+        from exporter.parity.cases import captured, synthetic, untraced
+        from exporter.parity.measure import Opened, measure, replay
+        from exporter.parity.vocabulary import vocabulary
+
+        started = time.perf_counter()
+        report = ComponentReport(
+            name=record.name,
+            entry=record.entry,
+            parameters=record.parameters,
+            bytes=sum(f.bytes for f in record.files),
+        )
+        component = next((c for c in self.components if c.name == record.name), None)
+        if component is None:
+            report.not_checked = (
+                f"{self.checkpoint.source} has no component {record.name!r} to judge it against"
+            )
+            return report, [], {}
+        report.class_name = component.class_name
+        cases = captured(component, painted, self.settings.samples) if painted else synthetic(component)
+        cases += untraced(component, cases, record.inputs)
+        cases += vocabulary(component, cases, record.inputs)
+        hints = self._hints(record)
+        tick = self._task(record.name, len(cases) * (1 + (1 + len(layouts_of(component))) * len(hints)))
+        truths = evaluate(
+            component, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
+        )
+        openers: dict[str, Opened] = {}
+        for mode, hint in hints.items():
+            opened = Opened(self.target, self.artifact.root, record, hint, self.threads)
+            skip = openers["graph"].arithmetic if mode == "default" else None
+            played = replay(component, opened, cases, truths, tick, skip_if=skip)
+            if played.same_as:
+                report.same_by_default = True
+                break
+            run = measure(component, opened, played, cases, truths, mode=mode, cache=self.cache, tick=tick)
+            run.gates = mode == "graph" or record.details.get("precision_hint") != "f32"
+            report.runs.append(run)
+            report.problems += [f for f in played.faults if f not in report.problems]
+            openers[mode] = opened
+        report.seconds = round(time.perf_counter() - started, 3)
+        return report, cases, openers
+
+    def _hints(self, record: ComponentRecord) -> dict[Literal["graph", "default"], PrecisionHint]:
+        if self.settings.precision_hint is not None:
+            return {"graph": self.settings.precision_hint}  # type: ignore[dict-item]
+        chosen = record.details.get("precision_hint")
+        return {"graph": "f32", "default": chosen if chosen in ("bf16", "f16") else "default"}
+
+    def _pipeline(
+        self,
+        painted: Painted | None,
+        no_paint: str | None,
+        openers: dict[str, dict[str, Opened]],
+        default_runs: list[Run],
+    ) -> PipelineReport:
+        from exporter.parity.whole import compare_pipelines
+
+        report = PipelineReport(
+            pipeline_class=self.checkpoint.pipeline_class,
+            scheduler=str(self.checkpoint.component_classes.get("scheduler", ("", "none"))[1]),
+            steps=self.plan.steps,
+            guidance=self.plan.guidance,
+            exported=[name for name in openers if name != "vae_encoder"],
+            not_checked=no_paint,
+        )
+        if painted is None:
+            return report
+        modes: list[Literal["graph", "default"]] = ["graph"]
+        if any("default" in opened for opened in openers.values()):
+            modes.append("default")
+        gates = {"graph": True, "default": any(r.gates for r in default_runs)}
+        for mode in modes:
+            chosen = {n: o.get(mode) or o["graph"] for n, o in openers.items() if o and n != "vae_encoder"}
+            tick = self._task(f"pipeline ({mode})", 2 * self._paint_ticks())
+            run = compare_pipelines(
+                self.checkpoint,
+                self.components,
+                self.plan,
+                painted,
+                dict(chosen),
+                {n: (o.weights, o.arithmetic) for n, o in chosen.items()},
+                mode=mode,
+                folder=self.folder,
+                cache=self.cache,
+                tick=tick,
+            )
+            run.gates = gates[mode]
+            report.runs.append(run)
+        return report
+
+    def _bisect(
+        self, report: Report, captured: dict[str, list[Inputs]], openers: dict[str, dict[str, Opened]]
+    ) -> None:
+        """Find where each failing component leaves the reference. A search that breaks says so."""
+        from exporter.parity.bisect import bisect
+        from exporter.parity.schema import Bisection
+
+        by_name = {c.name: c for c in self.components}
+        for part in report.components:
+            opened = openers.get(part.name, {}).get("graph")
+            if part.verdict != "FAIL" or opened is None:
+                continue
+            tick = self._task(f"looking for the first bad module of {part.name}", 1)
+            try:
+                part.bisection = bisect(
+                    by_name[part.name], opened, part, captured[part.name], self.settings.k, tick
+                )
+            except Exception as error:  # the verdict stands without it
+                text = f"The search for the first bad module stopped: {type(error).__name__}: {error}"
+                part.bisection = Bisection(case="", first_bad=None, explanation=text)
+
+    def _save_inputs(self, captured: dict[str, list[Inputs]]) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {
+            f"{name}/{case.id}/{key}": tensor.contiguous().clone()
+            for name, cases in captured.items()
+            for case in cases
+            for key, tensor in case.tensors.items()
+        }
+        save_file(tensors, self.folder / INPUTS_NAME)
+
+    def _record(self, report: Report) -> None:
+        """Write the verdict into the manifest, bound to the bytes that were judged."""
+        if not self.keeps_record or (not report.complete and report.verdict != "FAIL"):
+            return
+        manifest = self.artifact.manifest
+        manifest.verification = VerificationRecord(
+            verdict=report.verdict,
+            report=f"{REPORT_FOLDER}/{REPORT_NAME}" if self.inside else None,
+            when=now(),
+            digest=self.digest,
+            summary=report.summary,
+            components={c.name: c.verdict for c in report.components},
+        )
+        self.artifact.save()
+
+    def _command(self) -> str:
+        import shlex
+
+        s = self.settings
+        parts = ["exporter", "verify", self.shown_path]
+        if self.against is not None and (
+            not self.keeps_record or self.against != self.artifact.manifest.source.source
+        ):
+            parts += ["--against", self.against]
+        parts += [
+            "--k",
+            f"{s.k:g}",
+            "--steps",
+            str(s.steps),
+            "--samples",
+            str(s.samples),
+            "--seed",
+            str(s.seed),
+        ]
+        return shlex.join(parts)
+
+    def _task(self, label: str, total: float) -> _Ticker:
+        self.progress.start(label, total)
+        return _Ticker(self.progress)
+
+
+@contextmanager
+def few_threads(count: int | None) -> Iterator[None]:
+    """PyTorch on `count` threads inside; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Ticker:
+    """Counts steps of one task."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.count = progress, 0
+
+    def __call__(self, detail: str) -> None:
+        self.count += 1
+        self.progress.update(self.count, detail)
+
+
+def _check(settings: Settings) -> None:
+    if not settings.k > 0:
+        raise UsageError(f"k must be a positive number, not {settings.k}.")
+    if settings.steps < 1 or settings.samples < 1:
+        raise UsageError("steps and samples must be at least 1.")
+    if settings.prompts and not all(isinstance(p, str) for p in settings.prompts):
+        raise UsageError("Prompts must be strings.")

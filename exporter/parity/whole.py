@@ -1,0 +1,151 @@
+"""The whole pipeline: artifact, reference and twin paint the same pictures from the same noise."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from exporter.parity.metrics import NotComparable, psnr_db, ssim
+from exporter.parity.paint_cache import cached_paint
+from exporter.parity.painting import Painted, Plan, paint
+from exporter.parity.schema import Painting, PipelineRun, Step
+from exporter.parity.twin import artifact_backend, twin_backend
+
+if TYPE_CHECKING:
+    from exporter.architectures.base import Component
+    from exporter.checkpoints import Checkpoint
+    from exporter.targets.base import Runner
+
+OpenRunner = Callable[[], AbstractContextManager["Runner"]]
+
+
+def compare_pipelines(
+    checkpoint: Checkpoint,
+    components: Sequence[Component],
+    plan: Plan,
+    reference: Painted,
+    runners: dict[str, OpenRunner],
+    precisions: dict[str, tuple[str, str]],
+    *,
+    mode: Literal["graph", "default"],
+    folder: Path | None,
+    cache: Path | None,
+    tick: Callable[[str], None],
+) -> PipelineRun:
+    """Paint with the twin and with the artifact, and measure both against the reference.
+
+    Args:
+        runners: How to open each exported component.
+        precisions: (weights, arithmetic) of each, for the twin.
+        folder: Where the pictures go; None keeps none.
+        cache: Folder of stored runs of the twin.
+    """
+    started = time.perf_counter()
+    by_name = {c.name: c for c in components}
+    arithmetic = precisions.get("unet", next(iter(precisions.values()), ("float32", "float32")))[1]
+    run = PipelineRun(mode=mode, arithmetic=arithmetic)
+    twin = cached_paint(
+        cache,
+        checkpoint,
+        components,
+        plan,
+        precisions,
+        "twin",
+        lambda: paint(checkpoint, components, plan, twin_backend(by_name, precisions, plan.seed), tick),
+    )
+    artifact: Painted | None = None
+    try:
+        artifact = paint(checkpoint, components, plan, artifact_backend(by_name, runners), tick)
+    except (
+        Exception
+    ) as error:  # whatever a runtime throws is the artifact's fault, not a crash of the verifier
+        run.problems.append(f"the artifact could not paint: {type(error).__name__}: {_first_line(error)}")
+    for g, group in enumerate(plan.groups()):
+        for row, prompt in enumerate(group):
+            number = g * plan.batch + row
+            if number >= len(plan.prompts):
+                break
+            painting = _painting(reference, twin, artifact, g, row, plan.prompts[prompt], plan.seed + number)
+            if folder is not None:
+                _save_pictures(painting, reference, artifact, g, row, folder, f"{mode}-{number + 1}")
+            run.paintings.append(painting)
+    run.seconds = time.perf_counter() - started
+    return run
+
+
+def _painting(
+    reference: Painted, twin: Painted, artifact: Painted | None, g: int, row: int, prompt: str, seed: int
+) -> Painting:
+    painting = Painting(prompt=prompt, seed=seed)
+    for s, truth in enumerate(reference.latents[g]):
+        other = divergence(twin.latents[g][s][row], truth[row])
+        mine = divergence(artifact.latents[g][s][row], truth[row]) if artifact else None
+        painting.steps.append(Step(step=s + 1, artifact=mine, twin=math.inf if other is None else other))
+    truth_picture = reference.pictures(g, row)
+    painting.twin_image_error, painting.twin_psnr_db, painting.twin_ssim = _picture(
+        twin, truth_picture, g, row
+    )
+    if artifact is not None:
+        painting.image_error, painting.psnr_db, painting.ssim = _picture(artifact, truth_picture, g, row)
+    return painting
+
+
+def divergence(latents: torch.Tensor, truth: torch.Tensor) -> float | None:
+    """||latents - truth|| / ||truth||, or None when either is not finite or the truth is zero."""
+    error = (latents.double() - truth.double()).norm().item()
+    size = truth.double().norm().item()
+    return error / size if math.isfinite(error) and math.isfinite(size) and size > 0 else None
+
+
+def _picture(
+    painted: Painted, truth: np.ndarray, g: int, row: int
+) -> tuple[float | None, float | None, float | None]:
+    picture = painted.pictures(g, row)
+    if picture.shape != truth.shape or not bool(torch.isfinite(painted.images[g][row]).all()):
+        return None, None, None
+    error = float(np.sqrt(np.mean((picture - truth) ** 2)))
+    try:
+        return error, psnr_db(picture, truth), ssim(picture, truth)
+    except NotComparable:
+        return error, None, None
+
+
+def _save_pictures(
+    painting: Painting,
+    reference: Painted,
+    artifact: Painted | None,
+    g: int,
+    row: int,
+    folder: Path,
+    stem: str,
+) -> None:
+    from PIL import Image
+
+    def save(kind: str, values: np.ndarray) -> None:
+        name = f"{stem}-{kind}.png"
+        Image.fromarray((np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)).save(folder / name)
+        painting.pictures[kind] = name
+
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = reference.pictures(g, row)
+    save("reference", truth)
+    if artifact is None or artifact.images[g][row].shape != reference.images[g][row].shape:
+        return
+    picture = artifact.pictures(g, row)
+    save("artifact", picture)
+    difference = np.abs(np.nan_to_num(picture) - truth)
+    largest = float(difference.max())
+    # A power of ten that makes the largest difference visible without saturating everything.
+    painting.amplification = 10.0 ** max(0, min(7, math.floor(-math.log10(largest)))) if largest > 0 else 1.0
+    save("difference", difference * painting.amplification)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -1,0 +1,31 @@
+"""How long work reports what it is doing; the bar itself is drawn by the command line."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives the progress of one job made of consecutive tasks."""
+
+    def start(self, label: str, total: float | None = None) -> None:
+        """A new task begins (the previous one is done). `total` is in the task's own unit, or unknown."""
+
+    def update(self, completed: float, detail: str | None = None) -> None:
+        """`completed` of `total` is done; `detail` says what is happening now."""
+
+    def done(self) -> None:
+        """The current task is finished."""
+
+
+class NullProgress:
+    """Swallows everything: the default of the Python API."""
+
+    def start(self, label: str, total: float | None = None) -> None:
+        pass
+
+    def update(self, completed: float, detail: str | None = None) -> None:
+        pass
+
+    def done(self) -> None:
+        pass

@@ -1,0 +1,207 @@
+"""OUT: the contract between a format and the rest of the house.
+
+A target turns one `Component` into files below a staging folder and opens them again as a
+`Runner`. It knows no other target and nothing of parity. Third parties register theirs in the
+entry-point group `exporter.targets`; the built-in ones use the same door.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from exporter.artifact import ComponentRecord, TensorRecord
+from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.architectures.base import Component, Size
+    from exporter.checkpoints import Checkpoint
+
+Dtype = Literal["float32", "float16"]
+PrecisionHint = Literal["f32", "bf16", "f16", "default"]
+
+
+class Options(BaseModel):
+    """Options every target takes; a target's own class adds to them. Unknown ones are errors.
+
+    Attributes:
+        dtype: Dtype of the stored weights (and of the arithmetic where the runtime follows it).
+        static: `(batch, height, width)` in pictures and pixels bakes the shapes; None keeps them dynamic.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: Dtype = "float32"
+    static: tuple[int, int, int] | None = None
+
+    @field_validator("static", mode="before")
+    @classmethod
+    def _parse_static(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            parts = value.lower().replace("×", "x").split("x")
+            if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+                raise ValueError(f"{value!r} is not BATCHxHEIGHTxWIDTH, for example 1x512x512")
+            return tuple(int(p) for p in parts)
+        return value
+
+
+@dataclass(frozen=True)
+class ExportedComponent:
+    """What `Target.export` wrote.
+
+    Attributes:
+        entry: The file a runtime opens.
+        files: Every file written for the component (entry included).
+        inputs / outputs: As the file declares them.
+        details: JSON values worth remembering (opset, attention, precision hint …).
+    """
+
+    entry: Path
+    files: tuple[Path, ...]
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Before any work: bytes on disk and peak resident memory, both in bytes."""
+
+    disk: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How an artifact is run.
+
+    Attributes:
+        device: The runtime's own name for a device (`CPU`, `GPU`, `cuda`); None is its default.
+        precision_hint: `f32`, `bf16` or `f16` for runtimes that choose the arithmetic themselves;
+            `default` leaves the choice to the runtime, as most clients do.
+        threads: Intra-op threads; None is the runtime's default.
+    """
+
+    device: str | None = None
+    precision_hint: PrecisionHint = "f32"
+    threads: int | None = None
+
+
+class Runner(ABC):
+    """An exported component, opened. A context manager; not thread-safe.
+
+    Attributes:
+        inputs / outputs: Names, dtypes and dims as the file on disk declares them (not as the
+            manifest claims).
+        precision: The arithmetic really used (`float32`, `bfloat16`, `float16`), as far as the
+            runtime tells; None when it does not.
+    """
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    precision: str | None = None
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One forward pass.
+
+        Args:
+            inputs: By name, in the declared dtype; a runner never casts or reshapes silently.
+
+        Raises:
+            ValueError: A missing or unknown input, or a wrong dtype.
+            RuntimeError: The runtime refused (for instance a shape that is baked in).
+        """
+
+    def module_names(self) -> list[str]:
+        """Modules of the component, as diffusers names them, in order of execution, whose output
+        `intermediates` can give. Empty where the format cannot."""
+        return []
+
+    def intermediates(
+        self, inputs: Mapping[str, np.ndarray], modules: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """The output of each named module in one run. Only names from `module_names()`."""
+        raise NotImplementedError(f"{type(self).__name__} gives no intermediate outputs")
+
+    def close(self) -> None:  # noqa: B027 - most runners have nothing to free
+        """Free the runtime's memory."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Target(ABC):
+    """One output format.
+
+    Attributes:
+        name: As typed after `--to`.
+        title: As shown to people.
+        extra: The pip extra that installs its backend.
+        packages: Import names the backend needs.
+        options_type: Its options.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    extra: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    options_type: ClassVar[type[Options]] = Options
+
+    def missing(self) -> list[str]:
+        """The packages that are not installed. Imports nothing."""
+        from importlib.util import find_spec
+
+        return [name for name in self.packages if find_spec(name) is None]
+
+    @abstractmethod
+    def estimate(self, component: Component, options: Options) -> Estimate:
+        """What exporting the component will take."""
+
+    @abstractmethod
+    def export(
+        self, component: Component, options: Options, staging: Path, progress: Progress
+    ) -> ExportedComponent:
+        """Write one component below `staging`.
+
+        Raises:
+            UnsupportedError: A module or operator has no route; the message names it.
+        """
+
+    @abstractmethod
+    def finish(
+        self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
+    ) -> list[Path]:
+        """Write the files that belong to no single component (`model_index.json`, tokenizers,
+        scheduler, configs), as the format's clients want them. Returns the files."""
+
+    @abstractmethod
+    def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
+        """Open one exported component from disk."""
+
+
+def component_size(component: Component, static: tuple[int, int, int]) -> Size:
+    """The size of a component's own tensors for a static picture size.
+
+    A UNet sees two rows per picture (classifier-free guidance); the text encoder one; text always
+    has the native number of tokens.
+    """
+    from exporter.architectures.base import Size
+
+    batch, height, width = static
+    rows = 2 * batch if component.folder in {"unet"} else batch
+    native = component.native
+    return Size(rows, height, width, native.sequence, native.factor)

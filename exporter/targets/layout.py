@@ -1,0 +1,96 @@
+"""The diffusers folder around exported components, shared by targets whose clients are built on it.
+
+Optimum's pipelines and OpenVINO GenAI open a folder with `model_index.json`, one folder with a
+`config.json` per exported component (the VAE as `vae_decoder/` and `vae_encoder/`), and the
+scheduler and tokenizers as the checkpoint has them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporter.architectures.base import Component
+    from exporter.checkpoints import Checkpoint
+
+SMALL_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
+LOCAL_KEYS = ("_name_or_path", "name_or_path")
+"""Keys that libraries fill with the path a model was loaded from: of no use to anyone else."""
+
+
+def write_diffusers_files(
+    checkpoint: Checkpoint, components: Sequence[Component], staging: Path
+) -> list[Path]:
+    """Write everything of the layout that is not a component's own model file.
+
+    Args:
+        checkpoint: The source.
+        components: The exported components.
+        staging: The root of the artifact.
+
+    Returns:
+        The files written: `model_index.json`, `<component>/config.json`, and the files of every
+        pipeline part without weights (scheduler, tokenizers, feature extractor).
+    """
+    files = [_write_json(staging / "model_index.json", model_index(checkpoint, components))]
+    for component in components:
+        files.append(_write_json(staging / component.name / "config.json", _portable(component.config)))
+    for folder in weightless_folders(checkpoint):
+        for path in sorted((checkpoint.root / folder).iterdir()):
+            if path.suffix in SMALL_SUFFIXES and path.is_file():
+                files.append(_copy(path, staging / folder / path.name))
+    return files
+
+
+def model_index(checkpoint: Checkpoint, components: Sequence[Component]) -> dict[str, Any]:
+    """The checkpoint's `model_index.json` with null for every part the artifact does not hold.
+
+    A safety checker is not exported, so a pipeline made of the artifact must not ask for one.
+    """
+    held = {component.folder for component in components} | set(weightless_folders(checkpoint))
+    index: dict[str, Any] = {}
+    for key, value in checkpoint.index.items():
+        if key in LOCAL_KEYS:
+            continue
+        is_part = isinstance(value, list | tuple) and len(value) == 2
+        index[key] = [None, None] if is_part and key not in held else value
+    if "requires_safety_checker" in index and index.get("safety_checker", [None, None])[1] is None:
+        index["requires_safety_checker"] = False
+    return index
+
+
+def weightless_folders(checkpoint: Checkpoint) -> list[str]:
+    """Parts of the pipeline that are settings only: scheduler, tokenizers, feature extractor."""
+    return [
+        name
+        for name in checkpoint.component_classes
+        if (checkpoint.root / name).is_dir() and not (checkpoint.root / name / "config.json").is_file()
+    ]
+
+
+def tokenizer_folders(checkpoint: Checkpoint) -> list[str]:
+    """The weightless folders that hold a tokenizer."""
+    return [name for name in weightless_folders(checkpoint) if name.startswith("tokenizer")]
+
+
+def _copy(source: Path, destination: Path) -> Path:
+    if source.suffix == ".json":
+        data = json.loads(source.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and any(key in data for key in LOCAL_KEYS):
+            return _write_json(destination, _portable(data))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination.write_bytes(source.read_bytes())  # the Hub's cache holds links, an artifact holds files
+    return destination
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in LOCAL_KEYS}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,39 @@
+"""What a user may choose for ONNX."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from exporter.targets.base import Options
+
+LOWEST_OPSET = {"fused": 20, "decomposed": 20, "opset23": 23}
+HIGHEST_OPSET = 23
+
+
+class OnnxOptions(Options):
+    """Options of `--to onnx`.
+
+    Attributes:
+        dtype: Of the weights and of the arithmetic. Inputs and outputs stay float32 in either case, so
+            that every client can feed the file whatever its own dtype; so does the sine and cosine of
+            the timestep.
+        attention: `fused` is one com.microsoft MultiHeadAttention per attention: fastest and leanest in
+            ONNX Runtime, also taken by OpenVINO. `opset23` is the standard's own Attention operator.
+            `decomposed` is matrix products and a softmax, for runtimes that know neither.
+        opset: Version of the standard operator set; by default 20, or 23 with `opset23`.
+    """
+
+    attention: Literal["fused", "opset23", "decomposed"] = "fused"
+    opset: int | None = Field(default=None)
+
+    @model_validator(mode="after")
+    def _opset_has_the_operators(self) -> OnnxOptions:
+        lowest = LOWEST_OPSET[self.attention]
+        if self.opset is not None and not lowest <= self.opset <= HIGHEST_OPSET:
+            raise ValueError(
+                f"opset {self.opset} does not go with attention {self.attention}, "
+                f"which takes {lowest} to {HIGHEST_OPSET}"
+            )
+        return self

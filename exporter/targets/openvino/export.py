@@ -1,0 +1,211 @@
+"""Component → `openvino_model.xml` + `openvino_model.bin`.
+
+The route is the leanest measured: a weight-free graph with weights streamed into a temporary ONNX
+file, read by OpenVINO with its weights memory-mapped, written as IR; then the ONNX file is deleted.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from exporter.artifact import TensorRecord
+from exporter.errors import UnsupportedError
+from exporter.progress import Progress
+from exporter.targets.base import Estimate, ExportedComponent, component_size
+from exporter.targets.openvino.options import OpenVinoOptions
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import openvino
+
+    from exporter.architectures.base import Component, TensorSpec
+    from exporter.graph import Graph
+
+XML = "openvino_model.xml"
+ATTENTION: Literal["fused"] = "fused"
+SCRATCH = ".onnx"
+"""Folder of the temporary graph inside the component's; hidden, removed in any case."""
+
+MB = 1_000_000
+OVERHEAD_DISK = 3 * MB  # the .xml of a full-size UNet
+OVERHEAD_MEMORY = 900 * MB  # torch, the graph and OpenVINO themselves, measured on SD 1.5
+
+
+def estimate(component: Component, options: OpenVinoOptions) -> Estimate:
+    """Bytes on disk and peak resident memory of one export.
+
+    The temporary float32 weights are counted in memory, for they are mapped; on disk they are gone
+    at the end.
+    """
+    item = 2 if options.dtype == "float16" else 4
+    return Estimate(
+        disk=component.parameters * item + OVERHEAD_DISK,
+        memory=component.parameters * 4 + OVERHEAD_MEMORY,
+    )
+
+
+def export(
+    component: Component, options: OpenVinoOptions, staging: Path, progress: Progress
+) -> ExportedComponent:
+    """Write one component into `staging / component.name`.
+
+    Raises:
+        UnsupportedError: OpenVINO has no counterpart of an operator; the message names it.
+    """
+    folder = staging / component.name
+    scratch = folder / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        source, modules = write_graph(component, options, scratch, progress)
+        progress.start(f"{component.name}: converting to OpenVINO")
+        model = convert(source, component)
+        finish_model(model, component, options, modules)
+        progress.done()
+        progress.start(f"{component.name}: writing {XML}")
+        entry = save(model, folder / XML, scratch, options)
+        del model
+        gc.collect()
+        progress.done()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return describe_files(entry, component, options)
+
+
+def write_graph(
+    component: Component, options: OpenVinoOptions, scratch: Path, progress: Progress
+) -> tuple[Path, dict[str, list[str]]]:
+    """The temporary ONNX file, always float32: OpenVINO rounds the weights itself while it saves.
+
+    Returns:
+        The file, and module path → names of the tensor that is the module's output, best first.
+    """
+    from exporter.graph import build, write
+    from exporter.targets.openvino.weights import keep_linear_weights
+
+    static = component_size(component, options.static) if options.static else None
+    graph = build(component, static=static, dtype="float32", attention=ATTENTION, progress=progress)
+    keep_linear_weights(graph)
+    source = write(graph, scratch / component.name, link=True, progress=progress)[0]
+    return source, same_values(graph)
+
+
+def same_values(graph: Graph) -> dict[str, list[str]]:
+    """Module path → its output's name, then the names of values that are equal to it.
+
+    OpenVINO drops nodes that change nothing (a copy, a division by 1) together with the names of
+    their outputs; the value they copied is still there.
+    """
+    values = {value.name: value for node in graph.model.graph for value in node.outputs}
+    result = {}
+    for path, name in graph.modules.items():
+        names: list[str] = [name]
+        while (earlier := copied(values[names[-1]].producer() if names[-1] in values else None)) is not None:
+            names.append(earlier)
+        result[path] = names
+    return result
+
+
+def copied(node: ir.Node | None) -> str | None:
+    """The name of the value that a node returns unchanged, or None if it does compute something."""
+    if node is None or not node.inputs or node.inputs[0] is None:
+        return None
+    if node.op_type in ("Mul", "Div"):
+        factor = node.inputs[1]
+        if factor is None or factor.const_value is None:
+            return None
+        numbers = factor.const_value.numpy()
+        if numbers.size != 1 or not (numbers == 1).all():
+            return None
+    elif node.op_type != "Identity":
+        return None
+    return node.inputs[0].name
+
+
+def convert(source: Path, component: Component) -> openvino.Model:
+    """Read the ONNX file into an OpenVINO model; weights stay mapped from its data file.
+
+    Raises:
+        UnsupportedError: An operator has no counterpart; the message names it.
+    """
+    import openvino
+
+    from exporter.targets.openvino.model import plain
+
+    try:
+        return openvino.convert_model(source)
+    except Exception as error:  # frontends raise several unrelated types
+        raise UnsupportedError(
+            f"OpenVINO cannot represent the {component.name} ({component.class_name}): {plain(error)}"
+        ) from error
+
+
+def finish_model(
+    model: openvino.Model,
+    component: Component,
+    options: OpenVinoOptions,
+    modules: Mapping[str, Sequence[str]],
+) -> None:
+    """Inputs as the clients want them, names that depend on the graph only, and the module notes."""
+    from exporter.targets.openvino import model as surgery
+
+    if any(spec.name == "timestep" for spec in component.inputs):
+        surgery.widen_timestep(model, options.timestep)
+    surgery.drop_conversion_notes(model)
+    surgery.name_nodes(model)
+    known = surgery.tensor_names(model)
+    present = {path: next((n for n in names if n in known), None) for path, names in modules.items()}
+    surgery.write_modules(model, {path: name for path, name in present.items() if name is not None})
+
+
+def save(model: openvino.Model, path: Path, scratch: Path, options: OpenVinoOptions) -> Path:
+    """Write `.xml` and `.bin`.
+
+    For float16, OpenVINO's own compression stores every constant as float16 with a conversion behind
+    it, the table of timestep frequencies included: multiplied by a timestep of 900, its rounding
+    alone moves the phase by up to 0.4. So vectors (biases, norms, tables; under 0.1 % of a full-size
+    model) are put back as float32; the file is read back for that, because compressing in memory
+    would hold all weights at once.
+    """
+    import openvino
+
+    if options.dtype == "float32":
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return path
+    from exporter.targets.openvino.model import restore_vectors, vectors
+
+    rounded = scratch / path.name
+    openvino.save_model(model, rounded, compress_to_fp16=True)
+    half = openvino.Core().read_model(rounded)
+    restore_vectors(half, vectors(model))
+    openvino.save_model(half, path, compress_to_fp16=False)
+    return path
+
+
+def describe_files(entry: Path, component: Component, options: OpenVinoOptions) -> ExportedComponent:
+    """What was written, with inputs and outputs read back from the disk."""
+    import openvino
+
+    from exporter.targets.openvino.runner import describe, read_model
+
+    model = read_model(openvino.Core(), entry)
+    return ExportedComponent(
+        entry=entry,
+        files=(entry, entry.with_suffix(".bin")),
+        inputs=tuple(describe(port, claimed(component.inputs)) for port in model.inputs),
+        outputs=tuple(describe(port, claimed(component.outputs)) for port in model.outputs),
+        details={
+            "precision_hint": options.precision_hint,
+            "attention": ATTENTION,
+            "weights": "float32" if options.dtype == "float32" else "float16, vectors float32",
+        },
+    )
+
+
+def claimed(specs: Sequence[TensorSpec]) -> list[TensorRecord]:
+    """Specs as records: they lend their symbols to the dynamic dims, which the file leaves unnamed."""
+    return [TensorRecord(name=spec.name, dtype=spec.dtype, dims=list(spec.dims)) for spec in specs]

@@ -1,0 +1,118 @@
+"""A full-size Stable Diffusion 1.5 pipeline of random float32 weights, 4 GB, written without holding it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from exporter.architectures.base import no_weights
+from tests.tiny import make_tokenizer
+
+BLOCK = 1 << 22
+
+
+def make_full_size(folder: Path, *, seed: int = 0) -> Path:
+    """Write the pipeline: shapes and configs of SD 1.5, weights of plausible scale.
+
+    Norm weights are one, biases zero, everything else normal with deviation 1/√fan-in, so that activations
+    stay in range through all layers.
+    """
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, max_position_embeddings=77, hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        projection_dim=768,
+    )  # fmt: skip
+    parts: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
+        "text_encoder": ("transformers", "model", lambda: CLIPTextModel(text)),
+        "unet": (
+            "diffusers",
+            "diffusion_pytorch_model",
+            lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        ),
+        "vae": (
+            "diffusers",
+            "diffusion_pytorch_model",
+            lambda: AutoencoderKL(
+                sample_size=512,
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=2,
+                latent_channels=4,
+            ),
+        ),
+    }
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.39.0",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    generator = np.random.default_rng(seed)
+    for name, (library, stem, construct) in parts.items():
+        with no_weights():
+            module = construct()
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        if library == "transformers":
+            module.config.architectures = ["CLIPTextModel"]
+        module.config.save_pretrained(folder / name) if library == "transformers" else module.save_config(
+            folder / name
+        )
+        _write_weights(module, folder / name / f"{stem}.safetensors", generator)
+        index[name] = [library, type(module).__name__]
+    tokenizer.save_pretrained(folder / "tokenizer")
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, skip_prk_steps=True
+    ).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def _write_weights(module: nn.Module, path: Path, generator: np.random.Generator) -> None:
+    noise = generator.standard_normal(BLOCK, dtype=np.float32)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        size = 4 * parameter.numel()
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(parameter.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as handle:
+        handle.write(len(raw).to_bytes(8, "little") + raw)
+        for name, parameter in parameters.items():
+            for values in _values(name, parameter, noise):
+                handle.write(values.tobytes())
+
+
+def _values(name: str, parameter: nn.Parameter, noise: np.ndarray):
+    left = parameter.numel()
+    if parameter.dim() == 1:
+        yield np.full(left, 0.0 if name.endswith("bias") else 1.0, np.float32)
+        return
+    scale = np.float32(
+        0.02 if "embedding" in name and "time" not in name else 1 / math.sqrt(left / parameter.shape[0])
+    )
+    while left:
+        start = left % 977  # so that equal shapes do not get equal weights
+        piece = noise[start : start + min(left, len(noise) - start)] * scale
+        left -= len(piece)
+        yield piece

@@ -1,0 +1,133 @@
+"""False alarms: honest conversions of many kinds, each judged as a user's would be. None may fail."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.mutation.workshop import Workshop
+
+SEEDS = 5
+COMPONENTS = ("unet", "text_encoder", "vae_decoder", "vae_encoder")
+STATIC = (1, 64, 64)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One component of one checkpoint in one form."""
+
+    seed: int
+    target: str
+    component: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        kinds = "-".join("static" if name == "static" else str(v) for name, v in self.options.items())
+        return f"{self.target}-{self.component}-{kinds or 'default'}-seed{self.seed}"
+
+
+@dataclass
+class HonestRow:
+    """What the verifier said of one; `ratios` are the largest error ÷ limit by way of running it."""
+
+    label: str
+    target: str
+    component: str
+    verdict: str
+    ratios: dict[str, float]
+    reason: str
+    seconds: float
+
+
+def plan(targets: Sequence[str], count: int | None = None) -> list[Conversion]:
+    """Every dtype × dynamic or static × form of attention × component, seeds in turn.
+
+    Args:
+        count: Only so many, spread evenly over the list.
+    """
+    forms: list[tuple[str, dict[str, Any]]] = []
+    for dtype, static in itertools.product(("float32", "float16"), (None, STATIC)):
+        options: dict[str, Any] = {"dtype": dtype} | ({"static": static} if static else {})
+        if "onnx" in targets:
+            forms += [("onnx", options | {"attention": a}) for a in ("fused", "opset23", "decomposed")]
+        if "openvino" in targets:
+            forms.append(("openvino", options))
+            forms.append(("openvino", options | {"timestep": "float32"}))
+    found = [
+        Conversion((f + c) % SEEDS, target, component, options)
+        for f, (target, options) in enumerate(forms)
+        for c, component in enumerate(COMPONENTS)
+        # Only a UNet has a timestep; elsewhere the form would be the same conversion twice.
+        if component == "unet" or "timestep" not in options
+    ]
+    if count is None or count >= len(found):
+        return found
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def checkpoint(folder: Path, seed: int) -> Path:
+    """A tiny checkpoint of a seed, made once."""
+    from tests.tiny import make_tiny
+
+    path = folder / f"tiny-{seed}"
+    if not (path / "model_index.json").is_file():
+        make_tiny(path, seed=seed)
+    return path
+
+
+def run(
+    folder: Path, conversions: Sequence[Conversion], say: Callable[[str], None] = print
+) -> Iterator[HonestRow]:
+    """Convert and judge each, under `f32` and as it runs by default."""
+    for conversion in conversions:
+        began = time.perf_counter()
+        source = checkpoint(folder, conversion.seed)
+        shop = Workshop(folder / f"seed{conversion.seed}", str(source))
+        root = convert(shop, conversion)
+        report = shop.verify(root, bisect=False, precision_hint=None)
+        part = report.components[0]
+        row = HonestRow(
+            label=conversion.label,
+            target=conversion.target,
+            component=conversion.component,
+            verdict=report.verdict,
+            ratios={worst.mode: worst.ratio for worst in part.worst_by_mode},
+            reason=part.summary,
+            seconds=round(time.perf_counter() - began, 1),
+        )
+        shutil.rmtree(root)
+        say(f"{row.label:58s} {row.verdict:6s} {ratios(row.ratios)} {row.seconds:6.1f} s")
+        yield row
+
+
+def convert(shop: Workshop, conversion: Conversion) -> Path:
+    """The component alone, by the code that the command runs."""
+    from exporter.conversion import convert as work
+    from exporter.conversion import make_plan
+    from tests.mutation.workshop import sharing_graphs
+
+    root = shop.folder / "honest" / conversion.label
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with sharing_graphs():
+        work(
+            make_plan(
+                shop.source,
+                conversion.target,
+                root,
+                conversion.options,
+                components=[conversion.component],
+                verify=False,
+            )
+        )
+    return root
+
+
+def ratios(found: dict[str, float]) -> str:
+    return " ".join(f"{mode} {ratio:.3f}" for mode, ratio in found.items())

@@ -1,0 +1,322 @@
+"""Where faults are planted and judged: honest artifacts, copies with a fault, and what a fault costs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.artifact import Artifact, ComponentRecord, hash_files
+from exporter.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from exporter.architectures import Component
+    from exporter.parity import Report
+
+SETTINGS: dict[str, Any] = {
+    "steps": 2, "samples": 2, "prompts": ["a red star"], "pipeline": False, "precision_hint": "f32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the verifier said of one artifact.
+
+    Attributes:
+        verdict: PASS, FAIL, INCONCLUSIVE, or REFUSED where `verify` raised.
+        detected: FAIL or refused.
+        ratio: The largest error ÷ limit of any measurement; None where nothing was measured.
+        blamed: The module that bisection named.
+        reason: The first reason in words.
+    """
+
+    verdict: str
+    detected: bool
+    ratio: float | None
+    blamed: str | None
+    reason: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a fault changes in exact arithmetic, in multiples of the noise floor and of the limit."""
+
+    floors: float
+    limits: float
+
+
+class Workshop:
+    """One checkpoint, its honest artifacts (converted once), and one cache of truths.
+
+    Args:
+        folder: Everything is written below it.
+        source: The checkpoint.
+        floors_from: Format whose honest artifact lends the cases and floors that faults are sized by.
+    """
+
+    def __init__(self, folder: Path, source: str, floors_from: str = "onnx") -> None:
+        self.folder, self.source, self.floors_from = folder, source, floors_from
+        self.truths = folder / "truths"
+        self._honest: dict[str, Report] = {}
+
+    @cached_property
+    def components(self) -> dict[str, Component]:
+        from exporter.architectures import components_of
+        from exporter.checkpoints import resolve
+
+        return {c.name: c for c in components_of(resolve(self.source))}
+
+    def inner(self, component: str) -> nn.Module:
+        """The library's module of a component, without weights: for choosing paths in it."""
+        module: nn.Module = self.components[component].meta_module().get_submodule("inner")
+        return module
+
+    def weight(self, component: str, name: str) -> np.ndarray:
+        """A weight of the checkpoint by its name in the library's module, float32."""
+        array: np.ndarray = self.components[component].weights[f"inner.{name}"].load().float().numpy()
+        return array
+
+    def honest(self, target: str) -> Path:
+        """The artifact of all components, converted by the real command's code, verification off."""
+        from filelock import FileLock
+
+        from exporter.conversion import convert, make_plan
+
+        root = self.folder / f"honest-{target}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{target}.lock"):  # several processes may fill one folder
+            if not root.exists():
+                with sharing_graphs():
+                    convert(make_plan(self.source, target, root, verify=False))
+        return root
+
+    def copy(self, target: str, component: str, name: str) -> Path:
+        """A copy of the honest artifact with only one component in it."""
+        source = self.honest(target)
+        root = self.folder / "planted" / f"{target}-{name}"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(source / component, root / component)
+        shutil.copy(source / "exporter.json", root)
+        artifact = Artifact.open(root)
+        artifact.manifest.components = [artifact.manifest.component(component)]
+        artifact.manifest.shared_files = []
+        artifact.save()
+        return root
+
+    def export(
+        self, root: Path, component: Component, options: Mapping[str, Any] | None = None
+    ) -> ComponentRecord:
+        """Export a component again into a copy, and bring its manifest up to date."""
+        from exporter.conversion import parse_options
+        from exporter.progress import NullProgress
+        from exporter.targets import get_target
+
+        artifact = Artifact.open(root)
+        target = get_target(artifact.manifest.target)
+        parsed = parse_options(target, options or {})
+        shutil.rmtree(root / component.name)
+        with sharing_graphs():
+            exported = target.export(component, parsed, root, NullProgress())
+        old = artifact.manifest.component(component.name)
+        record = ComponentRecord(
+            name=component.name,
+            entry=exported.entry.relative_to(root).as_posix(),
+            files=hash_files(exported.files, root),
+            inputs=list(exported.inputs),
+            outputs=list(exported.outputs),
+            parameters=old.parameters,
+            dtype=parsed.dtype,
+            details=dict(exported.details),
+        )
+        artifact.manifest.components = [record]
+        artifact.manifest.options = parsed.model_dump(mode="json")
+        artifact.save()
+        return record
+
+    def verify(self, root: Path, **settings: Any) -> Report:
+        """The verifier's report of every component of an artifact, from its bytes on disk.
+
+        Raises:
+            ArtifactError: The verifier refuses it.
+        """
+        from exporter.parity import verify
+
+        return verify(
+            root,
+            against=self.source,
+            components=[c.name for c in Artifact.open(root).manifest.components],
+            cache=self.truths,
+            report_dir=root.parent / f"{root.name}-report",
+            **(SETTINGS | settings),
+        )
+
+    def judge(self, root: Path, *, bisect: bool = True) -> Outcome:
+        """What the verifier says, in short."""
+        import time
+
+        began = time.perf_counter()
+        try:
+            report = self.verify(root, bisect=bisect)
+        except ArtifactError as error:
+            return Outcome("REFUSED", True, None, None, error.message, time.perf_counter() - began)
+        part = next((c for c in report.components if c.verdict == report.verdict), report.components[0])
+        ratios = [c.worst.ratio for c in report.components if c.worst is not None]
+        return Outcome(
+            verdict=report.verdict,
+            detected=report.verdict == "FAIL",
+            ratio=max(ratios, default=None),
+            blamed=part.bisection.first_bad if part.bisection is not None else None,
+            reason=(part.reasons or [part.summary])[0],
+            seconds=time.perf_counter() - began,
+        )
+
+    def report(self, component: str) -> tuple[Report, Path]:
+        """The report of the honest artifact's component (cases and floors), and its folder of inputs."""
+        from filelock import FileLock
+
+        from exporter.parity import verify
+
+        folder = self.folder / f"floors-{component}"
+        if component not in self._honest:
+            with FileLock(self.folder / f"floors-{component}.lock"):
+                self._honest[component] = verify(
+                    self.honest(self.floors_from), components=[component], cache=self.truths,
+                    report_dir=folder, **SETTINGS,
+                )  # fmt: skip
+        return self._honest[component], folder
+
+    def cost(self, component: str, plant: Callable[[nn.Module], None]) -> Cost:
+        """The fault's effect in float64 PyTorch against the same limits, by formulas of this file's own.
+
+        No runtime and no metric of the verifier takes part: only its inputs and its limits do.
+        """
+        from safetensors.torch import load_file
+
+        from exporter.parity.arithmetic import Reference
+        from exporter.parity.verdict import METRICS, judge_metric, typical_floors
+
+        report, folder = self.report(component)
+        run = report.components[0].runs[0]
+        inputs = load_file(folder / "inputs.safetensors")
+        typical = typical_floors(run)
+        floors = limits = 0.0
+        part = self.components[component]
+        with (
+            Reference(part, arithmetic="float64") as right,
+            Reference(part, arithmetic="float64") as wrong,
+        ):
+            plant(wrong.module)
+            for case in run.cases:
+                prefix = f"{component}/{case.id}/"
+                given = {n.removeprefix(prefix): t for n, t in inputs.items() if n.startswith(prefix)}
+                truth, faulty = right(given), wrong(given)
+                for output in case.outputs:
+                    t, f = truth[output.name].numpy(), faulty[output.name].numpy()
+                    if t.shape != f.shape or not np.isfinite(f).all():
+                        return Cost(np.inf, np.inf)
+                    size = {
+                        "relative_l2": float(np.linalg.norm(f - t) / np.linalg.norm(t)),
+                        "max_abs": float(np.abs(f - t).max()),
+                    }
+                    for metric in METRICS:
+                        judged = judge_metric(run, case, output, metric, typical, report.settings.k)
+                        floors = max(floors, size[metric] / judged.floor)
+                        limits = max(limits, size[metric] / judged.limit)
+        return Cost(floors, limits)
+
+
+def rehash(root: Path) -> None:
+    """Bring the manifest's hashes up to date, so that the byte check does not catch the fault first."""
+    artifact = Artifact.open(root)
+    for record in artifact.manifest.components:
+        record.files = hash_files([root / file.path for file in record.files], root)
+    artifact.save()
+
+
+def edit_record(root: Path, **changes: Any) -> None:
+    """Change what the manifest says of its only component."""
+    artifact = Artifact.open(root)
+    artifact.manifest.components = [artifact.manifest.components[0].model_copy(update=changes)]
+    artifact.save()
+
+
+@contextmanager
+def capturing(plant: Callable[[nn.Module], None] | None) -> Iterator[None]:
+    """Inside, the exporter captures every module with a fault planted in it."""
+    from importlib import import_module
+
+    capture = import_module("exporter.graph.capture")
+    original = capture.fake_weights
+
+    def fake_weights(module: nn.Module, dtype: Any) -> nn.Module:
+        changed = original(module, dtype)
+        if plant is not None:
+            plant(changed)
+        return changed
+
+    capture.fake_weights = fake_weights
+    try:
+        yield
+    finally:
+        capture.fake_weights = original
+
+
+_GRAPHS: dict[tuple, Any] = {}
+
+
+@contextmanager
+def sharing_graphs(key: str | None = None) -> Iterator[None]:
+    """Inside, targets that want the same graph of the same component get the same object.
+
+    Two targets go through the graph room with equal arguments, and capturing is most of the work. The
+    graph holds no weights, so sharing it changes no byte of what is written.
+
+    Args:
+        key: Of the fault that is planted while capturing; None is honest.
+    """
+    import exporter.graph as room
+
+    original = room.build
+
+    def build(component: Component, **options: Any) -> Any:
+        named = tuple(sorted((n, str(v)) for n, v in options.items() if n != "progress"))
+        wanted = (_KEY[-1] if _KEY else None, str(component.checkpoint.root), component.name, named)
+        if wanted not in _GRAPHS:
+            while len(_GRAPHS) >= 8:
+                _GRAPHS.pop(next(iter(_GRAPHS)))
+            _GRAPHS[wanted] = original(component, **options)
+        return _GRAPHS[wanted]
+
+    if key is not None:
+        _KEY.append(key)
+    patched = getattr(original, "shared", False)
+    if not patched:
+        build.shared = True  # type: ignore[attr-defined]
+        room.build = build
+    try:
+        yield
+    finally:
+        if not patched:
+            room.build = original
+        if key is not None:
+            _KEY.pop()
+
+
+_KEY: list[str] = []
+
+
+def elsewhere(component: Component, root: Path) -> Component:
+    """The same component of a copy of its checkpoint."""
+    from exporter.architectures import components_of
+    from exporter.checkpoints import resolve
+
+    return next(c for c in components_of(resolve(root)) if c.name == component.name)

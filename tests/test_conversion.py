@@ -1,0 +1,170 @@
+"""Plans are honest, and a conversion that is stopped anywhere leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from exporter import conversion
+from exporter.artifact import Artifact
+from exporter.errors import ResourceError, UsageError
+from exporter.progress import NullProgress
+
+pytest.importorskip("onnx")
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(source: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "exporter", "convert", str(source), "--to", "onnx", "-o", str(out),
+        "--json", *more,
+    ]  # fmt: skip
+
+
+def start(source: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(source, out, *more), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes], seconds: float = 180) -> Path:
+    """Wait for a file to appear while the process lives."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found[0]
+        if process.poll() is not None:
+            raise AssertionError(f"the process ended early: {process.communicate()}")
+        time.sleep(0.02)
+    raise AssertionError(f"{pattern} did not appear")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact made without interruption."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    plan = conversion.make_plan(str(tiny), "onnx", out, {}, verify=False)
+    return conversion.convert(plan).artifact
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_stopped_conversion_leaves_nothing_and_resumes(
+    tiny: Path, tmp_path: Path, whole: Artifact, sign: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    process = start(tiny, out, "--no-verify")
+    wait_for(tmp_path, ".out.staging-*/.complete/text_encoder.json", process)
+    process.send_signal(sign)
+    process.wait()
+    assert process.returncode == (130 if sign is signal.SIGINT else -9)
+    assert not out.exists()
+
+    again = subprocess.run(
+        command(tiny, out, "--no-verify"), env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert "text_encoder" in json.loads(again.stdout)["resumed"]
+    resumed = Artifact.open(out)
+    assert resumed.changed_files() == []
+    assert resumed.manifest.digest() == whole.manifest.digest(), "the same bytes as without the stop"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "no staging folder or lock is left"
+
+
+def test_two_conversions_into_one_folder(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = start(tiny, out, "--no-verify")
+    wait_for(tmp_path, ".out.staging-*", first)
+    second = subprocess.run(
+        command(tiny, out, "--no-verify"), env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert second.returncode == 2
+    assert "Another exporter process is writing" in json.loads(second.stdout)["error"]["message"]
+    assert "Traceback" not in second.stderr
+    first.communicate()
+    assert first.returncode == 0
+    assert Artifact.open(out).changed_files() == []
+
+
+def test_the_plan_is_close_to_what_is_written(tiny: Path, tmp_path: Path, whole: Artifact) -> None:
+    plan = conversion.make_plan(str(tiny), "onnx", tmp_path / "out", {})
+    written = sum(f.bytes for f in whole.manifest.all_files())
+    assert [c.name for c in plan.components] == [c.name for c in whole.manifest.components]
+    assert 0.5 * written < plan.disk < 4 * written
+    assert any("sizes the export did not trace" in line for line in plan.verify)
+    assert list(tmp_path.iterdir()) == [], "planning writes nothing"
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_work(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    plan = conversion.make_plan(str(tiny), "onnx", tmp_path / "out", {})
+    with pytest.raises(ResourceError, match="Not enough disk"):
+        conversion.convert(plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_is_too_small_is_said_before_the_work(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "free_memory", lambda: 1_000_000)
+    plan = conversion.make_plan(str(tiny), "onnx", tmp_path / "out", {})
+    with pytest.raises(ResourceError, match="Not enough memory"):
+        conversion.convert(plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"static": "1x64"}, "BATCHxHEIGHTxWIDTH"),
+        ({"static": "0x64x64"}, "BATCHxHEIGHTxWIDTH"),
+        ({"static": "1x60x64"}, "multiples of 8"),
+        ({"dtype": "float8"}, "--dtype of target onnx"),
+        ({"nonsense": 1}, "no option --nonsense"),
+    ],
+)
+def test_bad_options(tiny: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        conversion.make_plan(str(tiny), "onnx", None, options)
+
+
+def test_unknown_target_and_component(tiny: Path) -> None:
+    with pytest.raises(UsageError, match="There is no target 'tflite'"):
+        conversion.make_plan(str(tiny), "tflite")
+    with pytest.raises(UsageError, match="no component 'decoder'"):
+        conversion.make_plan(str(tiny), "onnx", components=["decoder"])
+
+
+def test_the_manifest_tells_the_whole_story(whole: Artifact, tiny: Path) -> None:
+    manifest = whole.manifest
+    assert manifest.verification is None and manifest.verification_skipped
+    assert manifest.source.source == str(tiny)
+    assert {f.path for f in manifest.source.files} >= {"unet/diffusion_pytorch_model.safetensors"}
+    on_disk = {p.relative_to(whole.root).as_posix() for p in whole.root.rglob("*") if p.is_file()}
+    assert on_disk - {"exporter.json"} == {f.path for f in manifest.all_files()}, "every byte is listed"
+    assert manifest.tools["torch"] and manifest.tools["exporter"]
+
+
+def test_progress_is_reported_for_every_component(tiny: Path, tmp_path: Path) -> None:
+    labels: list[str] = []
+
+    class Recorder(NullProgress):
+        def start(self, label: str, total: float | None = None) -> None:
+            labels.append(label)
+
+    plan = conversion.make_plan(
+        str(tiny), "onnx", tmp_path / "out", {}, components=["vae_decoder"], verify=False
+    )
+    conversion.convert(plan, progress=Recorder())
+    assert any("vae_decoder" in label for label in labels)
