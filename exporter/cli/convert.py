@@ -10,15 +10,13 @@ import click
 from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import bytes_text, seconds_text, table, verdict_code
+from exporter.cli._target_flags import target_flags, typed
 from exporter.cli._types import Finite
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from exporter.conversion import Conversion, Plan
-
-TARGET_OPTIONS = ("static", "dtype", "attention", "opset", "precision_hint")
-"""Flags that belong to the target; passed on only when typed, and judged by the target itself."""
 
 
 @click.command(
@@ -49,16 +47,7 @@ TARGET_OPTIONS = ("static", "dtype", "attention", "opset", "precision_hint")
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
     help="Destination folder; it must not exist.  [default: artifacts/NAME-TARGET]",
 )  # fmt: skip
-@click.option(
-    "--static", metavar="BxHxW",
-    help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512.",
-)  # fmt: skip
-@click.option("--dtype", metavar="DTYPE", help="Stored weights: float32 or float16.  [default: float32]")
-@click.option("--attention", metavar="KIND", help="How attention is written, where the target has a choice.")
-@click.option("--opset", type=int, metavar="N", help="ONNX opset.")
-@click.option(
-    "--precision-hint", metavar="HINT", help="Arithmetic an OpenVINO artifact is made for: f32, bf16, f16."
-)
+@target_flags
 @click.option(
     "--option", "extras", multiple=True, metavar="NAME=VALUE",
     help="Any other option of the target, such as one of a third-party target; repeatable.",
@@ -100,7 +89,7 @@ def command(
     """
     from exporter.conversion import convert, make_plan
 
-    options = {name: given[name] for name in TARGET_OPTIONS if given[name] is not None}
+    options = typed(given)
     options |= dict(_split(extra) for extra in extras)
     plan = make_plan(
         source,
