@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from exporter.cli._errors import Failure
-    from exporter.cli._progress import ShownProgress
+    from exporter.cli._interrupt import Interruptible
 
 PIPE_WIDTH = 200
 """Columns of a table that is not printed to a terminal: wide, so that nothing is cut."""
@@ -121,14 +121,15 @@ class Output:
         width = None if terminal else PIPE_WIDTH
         return Console(file=self.stdout, width=width, highlight=False, markup=False, emoji=False)
 
-    def progress(self) -> ShownProgress:
+    def progress(self) -> Interruptible:
         """Progress on stderr: a bar on a terminal, one line a task elsewhere. A context manager."""
+        from exporter.cli._interrupt import Interruptible
         from exporter.cli._progress import BarProgress, LineProgress, SilentProgress
 
         terminal = self.stderr.isatty()
         if self.quiet or (self.json and not terminal):
-            return SilentProgress()
-        return BarProgress(self.stderr) if terminal else LineProgress(self.stderr)
+            return Interruptible(SilentProgress())
+        return Interruptible(BarProgress(self.stderr) if terminal else LineProgress(self.stderr))
 
     def flush(self) -> None:
         self.stdout.flush()

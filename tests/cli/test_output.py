@@ -151,12 +151,12 @@ def test_a_terminal_gets_a_bar_with_labels_as_they_are() -> None:
 
 def test_progress_by_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert isinstance(Output().progress(), BarProgress)
-    assert isinstance(Output(json=True).progress(), BarProgress)
-    assert isinstance(Output(quiet=True).progress(), SilentProgress)
+    assert isinstance(Output().progress().shown, BarProgress)
+    assert isinstance(Output(json=True).progress().shown, BarProgress)
+    assert isinstance(Output(quiet=True).progress().shown, SilentProgress)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert isinstance(Output().progress(), LineProgress)
-    assert isinstance(Output(json=True).progress(), SilentProgress)
+    assert isinstance(Output().progress().shown, LineProgress)
+    assert isinstance(Output(json=True).progress().shown, SilentProgress)
 
 
 @pytest.mark.parametrize(

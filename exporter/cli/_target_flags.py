@@ -1,0 +1,55 @@
+"""Flags of `convert` that belong to a target: passed on only when typed, judged by the target's own options.
+
+One list a format; a flag that several formats share stands in the first list. A flag's name is the
+option's name, so nothing has to be mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+COMMON = [
+    click.option(
+        "--static", metavar="BxHxW",
+        help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512.",
+    ),
+    click.option(
+        "--dtype", metavar="DTYPE", help="Stored weights: float32 or float16.  [default: float32]"
+    ),
+    click.option(
+        "--attention", metavar="KIND", help="How attention is written, where the target has a choice."
+    ),
+]  # fmt: skip
+ONNX = [click.option("--opset", type=int, metavar="N", help="ONNX opset.")]
+OPENVINO = [
+    click.option(
+        "--precision-hint", metavar="HINT",
+        help="Arithmetic an OpenVINO artifact is made for: f32, bf16, f16.",
+    ),
+]  # fmt: skip
+ALL = (*COMMON, *ONNX, *OPENVINO)
+
+
+def target_flags(function: Function) -> Function:
+    """Add every target's flags to a command, in the order of `ALL`."""
+    for option in reversed(ALL):
+        function = option(function)
+    return function
+
+
+def typed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The target's options among a command's parameters: those that were typed."""
+    names = [p.name for p in _parameters() if p.name is not None]
+    return {name: given[name] for name in names if given.get(name) not in (None, False, ())}
+
+
+def _parameters() -> list[click.Parameter]:
+    @target_flags
+    def probe() -> None: ...
+
+    return list(reversed(getattr(probe, "__click_params__", [])))
