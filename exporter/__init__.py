@@ -33,6 +33,7 @@ def convert(
     components: list[str] | None = None,
     verify: bool = True,
     overwrite: bool = False,
+    use_cache: bool = True,
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion:
@@ -42,6 +43,7 @@ def convert(
         source: `builtin:shapes`, a diffusers folder, or a Hub id.
         to: `onnx`, `openvino`, …
         output: Destination folder; below `artifacts/` when None.
+        use_cache: Take graphs from the user's cache and keep them there; the bytes are the same.
         options: The target's options (`dtype`, `static`, …).
 
     Raises:
@@ -60,7 +62,7 @@ def convert(
         components=components,
         verify=verify,
     )
-    return conversion.convert(plan, overwrite=overwrite, progress=progress)
+    return conversion.convert(plan, overwrite=overwrite, progress=progress, use_cache=use_cache)
 
 
 def verify(artifact: str | Path, *, against: str | None = None, **settings: Any) -> Report:

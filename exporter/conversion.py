@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from exporter import cache
 from exporter.artifact import (
     MANIFEST,
     Artifact,
@@ -206,12 +207,14 @@ def convert(
     overwrite: bool = False,
     progress: Progress | None = None,
     verify_settings: Mapping[str, Any] | None = None,
+    use_cache: bool = True,
 ) -> Conversion:
     """Carry out a plan: export, write the manifest, verify in a fresh process, move into place.
 
     Args:
         overwrite: Replace an artifact that stands at the destination.
         verify_settings: Keyword arguments of `exporter.parity.verify` (k, steps, samples …).
+        use_cache: Take graphs from, and keep them in, the user's cache; the bytes written are the same.
 
     Raises:
         DestinationError: The destination exists, cannot be written, or is being written.
@@ -223,7 +226,8 @@ def convert(
     check_destination(plan.output, overwrite=overwrite)
     plan.check_resources()
     with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
-        records, resumed = _export_all(plan, staging, report_progress)
+        with cache.off(not use_cache):
+            records, resumed = _export_all(plan, staging, report_progress)
         shared = plan._target.finish(plan._checkpoint, plan._components, plan._options, staging.root)
         manifest = Manifest(
             target=plan.target,

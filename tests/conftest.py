@@ -19,7 +19,7 @@ def _few_threads() -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder of the test run's own, for this process and its children."""
     folder = tmp_path_factory.mktemp("cache")

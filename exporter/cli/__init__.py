@@ -16,6 +16,7 @@ cli = VerbGroup(
         Verb("verify", "Judge an artifact against the PyTorch reference."),
         Verb("run", "Paint one picture with an artifact or a checkpoint."),
         Verb("inspect", "List the components of a checkpoint or an artifact."),
+        Verb("cache", "Show or clear what earlier runs keep to be faster."),
         Verb("doctor", "Show what is installed, what is missing, and the hardware."),
         Verb("demo", "Convert, verify and paint the embedded model; write a page."),
     ),

@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     "--k", type=Finite(above=0), metavar="K",
     help="Allowed error in multiples of PyTorch's own error at that precision.  [default: 4]",
 )  # fmt: skip
+@click.option(
+    "--no-cache", is_flag=True, help="Trace every graph anew; see `exporter cache`. The bytes are the same."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what stands at the destination.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.pass_obj
@@ -77,6 +80,7 @@ def command(
     variant: str | None,
     no_verify: bool,
     k: float | None,
+    no_cache: bool,
     overwrite: bool,
     dry_run: bool,
     **given: Any,
@@ -106,7 +110,13 @@ def command(
         return 0
     settings = {} if k is None else {"k": k}
     with output.progress() as progress:
-        result = convert(plan, overwrite=overwrite, progress=progress, verify_settings=settings)
+        result = convert(
+            plan,
+            overwrite=overwrite,
+            progress=progress,
+            verify_settings=settings,
+            use_cache=not no_cache,
+        )
     output.result(
         _document(result),
         human=lambda console: _show_result(console, result),

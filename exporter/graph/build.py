@@ -7,10 +7,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from exporter import cache
 from exporter.architectures.base import INNER, Component, Size, TensorSpec
 from exporter.errors import CheckpointError, UnsupportedError
+from exporter.graph import skeleton
 from exporter.graph.attention import OPSETS, Attention
 from exporter.graph.capture import capture, is_cast
+from exporter.graph.identity import key_of
 from exporter.graph.modules import module_outputs
 from exporter.graph.naming import finish
 from exporter.graph.optimise import fold_layout, name_weights, optimise, tidy
@@ -73,7 +76,10 @@ def build(
     layout: Layout = "runtime",
     progress: Progress | None = None,
 ) -> Graph:
-    """Capture, translate and optimise a component. No weight is read.
+    """Capture, translate and optimise a component, or take what an earlier call made. No weight is read.
+
+    The graph is looked up in the user's cache (see `exporter.graph.skeleton`); one from there equals one made
+    now, to the byte.
 
     Args:
         component: What to convert.
@@ -90,6 +96,31 @@ def build(
     """
     progress = progress or NullProgress()
     version = opset or OPSETS[attention]
+    key = None
+    if cache.enabled():
+        options = {
+            "static": static, "dtype": dtype, "attention": attention, "opset": version, "layout": layout,
+        }  # fmt: skip
+        key = key_of(component, options)
+    known = skeleton.load(key, component)
+    if known is not None:
+        progress.start(f"{component.name}: graph from the cache")
+        progress.done()
+        return known
+    made = _build(component, static, dtype, attention, version, layout, progress)
+    skeleton.save(key, made, component)
+    return made
+
+
+def _build(
+    component: Component,
+    static: Size | None,
+    dtype: str,
+    attention: Attention,
+    version: int,
+    layout: Layout,
+    progress: Progress,
+) -> Graph:
     if version < OPSETS[attention]:
         raise UnsupportedError(
             f"Attention as {attention} needs opset {OPSETS[attention]} or later, not {version}.",
@@ -158,7 +189,7 @@ def _match(component: Component, model: ir.Model, dtype: str) -> dict[ir.Value, 
     """Pair every initializer that is a parameter with its stored tensor, by name, shape and kind.
 
     Raises:
-        CheckpointError: A weight is missing or has another shape.
+        CheckpointError: A weight is missing, or has another shape or kind.
     """
     where = f"{component.checkpoint.source}, component {component.folder!r}"
     result = {}
@@ -181,6 +212,11 @@ def _match(component: Component, model: ir.Model, dtype: str) -> dict[ir.Value, 
             )
         value.const_value = None
         kind = dtype if value.dtype.is_floating_point() else value.dtype.numpy().name
+        if not skeleton.same_kind(stored, kind):
+            raise CheckpointError(
+                f"{where}: {stored.name!r} is stored as {stored.dtype}, the model computes it as {kind}.",
+                hint="config.json and weights do not belong together.",
+            )
         result[value] = Recipe(stored, kind, shape)
     return result
 

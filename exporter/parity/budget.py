@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from exporter.cache import PARITY
 from exporter.parity.arithmetic import Reference, Tensors
 from exporter.parity.cases import Inputs
 
@@ -30,12 +31,8 @@ LAYOUTS = ("contiguous", "channels_last")
 
 
 def cache_folder() -> Path:
-    """`$EXPORTER_CACHE` or `$XDG_CACHE_HOME/exporter` or `~/.cache/exporter`, then `parity`."""
-    chosen = os.environ.get("EXPORTER_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "parity"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "exporter" / "parity"
+    """The room `parity` of the user's cache."""
+    return PARITY.folder
 
 
 def evaluate(
