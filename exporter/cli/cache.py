@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         ("What is kept, where, and how large it is", "exporter cache info"),
         ("Forget it all; the next runs are slower once", "exporter cache clear"),
         ("Forget the reference outputs of verifications only", "exporter cache clear --room parity"),
-        ("Keep at most 500 MB of graphs", "EXPORTER_CACHE_LIMIT=500MB exporter convert ./my-model --to onnx"),
     ),
 )
 @click.argument("action", type=click.Choice(["info", "clear"]))
