@@ -76,7 +76,8 @@ from transformers import CLIPTextModel
 CLIPTextModel.from_pretrained(sys.argv[1] + "/text_encoder")
 import torch
 torch.empty = lambda *size, empty=torch.empty, **how: empty(*size, **how).fill_(float("nan"))
-print(bool(torch.nn.Linear(4, 4).weight.isfinite().all()), bool(torch.nn.Conv2d(4, 4, 3).bias.isfinite().all()))
+layers = torch.nn.Linear(4, 4), torch.nn.Conv2d(4, 4, 3)
+print(*(bool(layer.weight.isfinite().all()) for layer in layers))
 """
     result = subprocess.run(
         [sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, check=True

@@ -221,7 +221,7 @@ class FileFault(Fault):
         return root
 
     def module(self, shop: Workshop) -> str | None:
-        return self.choose(shop.inner(self.component)) if self.choose is not None else None
+        return (self.choose(shop.inner(self.component)) or None) if self.choose is not None else None
 
     def in_torch(self, shop: Workshop) -> Callable[[nn.Module], None] | None:
         if self.patch is None:
