@@ -6,6 +6,7 @@ other names. Dims are sizes or the symbols of `Size`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -224,18 +225,23 @@ def no_weights() -> Iterator[None]:
         if param is not None and not param.is_meta:
             module._parameters[name] = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
 
-    # Initialisers would spend seconds on values that are thrown away.
+    # Initialisers would spend seconds on values that are thrown away. What replaces them still works
+    # on real tensors: a library first imported in here may keep it for good.
     inits = {
         name: getattr(nn.init, name)
         for name in ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_")
     }
 
-    def keep(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        return tensor
+    def sparing(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(function)
+        def initialise(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            return tensor if tensor.is_meta else function(tensor, *args, **kwargs)
+
+        return initialise
 
     nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
-    for name in inits:
-        setattr(nn.init, name, keep)
+    for name, function in inits.items():
+        setattr(nn.init, name, sparing(function))
     try:
         yield
     finally:

@@ -92,6 +92,8 @@ def _record(root: Path, component: Component, entry: str, target: Target) -> Com
         dtype=_stored_dtype(sum(f.bytes for f in files), component.parameters),
     )
     with target.open(root, record) as runner:
+        if record.dtype in ("float32", "float16") and runner.weights is not None:
+            record.dtype = runner.weights
         record.inputs = [_with_symbols(t, component) for t in runner.inputs]
         record.outputs = [_with_symbols(t, component) for t in runner.outputs]
     return record

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from exporter.parity.arithmetic import UNIT_ROUNDOFF
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -14,8 +16,13 @@ if TYPE_CHECKING:
 
 
 def declared_faults(component: Component, record: ComponentRecord, runner: Runner) -> list[str]:
-    """Compares three declarations: the component's, the manifest's and the file's own."""
+    """Compares three declarations, the component's, the manifest's and the file's own, and the dtype
+    of the weights."""
     faults = []
+    stored = runner.weights
+    # A manifest that claims less precision than the file has would earn a wider limit.
+    if stored is not None and record.dtype in UNIT_ROUNDOFF and record.dtype != stored:
+        faults.append(f"the weights are {stored} in the file, the manifest says {record.dtype}")
     for side, specs, claimed, real in (
         ("input", component.inputs, record.inputs, runner.inputs),
         ("output", component.outputs, record.outputs, runner.outputs),

@@ -103,11 +103,14 @@ class Runner(ABC):
             manifest claims).
         precision: The arithmetic really used (`float32`, `bfloat16`, `float16`), as far as the
             runtime tells; None when it does not.
+        weights: The dtype of most stored weights, as the file says; None when it does not, or when
+            most are no floating-point numbers.
     """
 
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     precision: str | None = None
+    weights: str | None = None
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

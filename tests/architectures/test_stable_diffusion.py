@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,27 @@ def test_building_without_weights_leaves_torch_as_it_was(tiny: Path) -> None:
     named(tiny)["unet"].meta_module()
     layer = torch.nn.Linear(4, 4)
     assert not layer.weight.is_meta and layer.weight.abs().sum() > 0
+
+
+def test_models_made_afterwards_are_initialised(tiny: Path) -> None:
+    """In a fresh process, where the libraries are imported for the first time without weights."""
+    code = """
+import sys
+from exporter.architectures import components_of
+from exporter.checkpoints import resolve
+for component in components_of(resolve(sys.argv[1])):
+    component.meta_module()
+from transformers import CLIPTextModel
+CLIPTextModel.from_pretrained(sys.argv[1] + "/text_encoder")
+import torch
+torch.empty = lambda *size, empty=torch.empty, **how: empty(*size, **how).fill_(float("nan"))
+layers = torch.nn.Linear(4, 4), torch.nn.Conv2d(4, 4, 3)
+print(*(bool(layer.weight.isfinite().all()) for layer in layers))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["True", "True"]
 
 
 def test_float64_reference(tiny: Path) -> None:

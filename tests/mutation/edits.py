@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporter.artifact import Artifact
+from exporter.targets.openvino.timestep import TABLE
 from tests.mutation.changes import through_float16
 from tests.mutation.files import (
     ONNX,
@@ -17,6 +20,7 @@ from tests.mutation.files import (
     edit_onnx,
     edit_openvino,
     node_of,
+    openvino_blob,
     rename_value,
     set_attribute,
     substitute,
@@ -201,10 +205,9 @@ def _waves_onnx(model: onnx.ModelProto) -> None:
 
 
 def _waves_openvino(shop: Workshop, root: Path) -> None:
-    path = part(root) / OPENVINO
-    text = path.read_text(encoding="utf-8")
-    swapped = text.replace('type="Sin"', 'type="?"').replace('type="Cos"', 'type="Sin"')
-    path.write_text(swapped.replace('type="?"', 'type="Cos"'), encoding="utf-8")
+    """Whole timesteps are looked up: the halves of the table are exchanged."""
+    table = openvino_blob(part(root), TABLE)
+    table.write(np.roll(table.read(), table.shape[1] // 2, axis=1))
 
 
 TANH = text(_tanh_onnx, r'approximation_mode="ERF"', 'approximation_mode="TANH"')

@@ -25,14 +25,14 @@ def named(path: str) -> Choose:
     return lambda inner: path
 
 
-def first(kind: str, ending: str = "") -> Choose:
-    """The first module of a class (or of `A|B`) whose path ends so."""
+def first(kind: str, ending: str = "", *, under: str = "") -> Choose:
+    """The first module of a class (or of `A|B`) whose path ends so and begins with `under`."""
 
     def choose(inner: nn.Module) -> str:
         return next(
             name
             for name, module in inner.named_modules()
-            if type(module).__name__ in kind.split("|") and name.endswith(ending)
+            if type(module).__name__ in kind.split("|") and name.startswith(under) and name.endswith(ending)
         )
 
     return choose
@@ -221,7 +221,7 @@ class FileFault(Fault):
         return root
 
     def module(self, shop: Workshop) -> str | None:
-        return self.choose(shop.inner(self.component)) if self.choose is not None else None
+        return (self.choose(shop.inner(self.component)) or None) if self.choose is not None else None
 
     def in_torch(self, shop: Workshop) -> Callable[[nn.Module], None] | None:
         if self.patch is None:

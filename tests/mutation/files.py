@@ -74,6 +74,15 @@ def _openvino_blobs(folder: Path) -> list[Blob]:
     return result
 
 
+def openvino_blob(folder: Path, name: str) -> Blob:
+    """The constant of that name in an IR."""
+    layers = ElementTree.parse(folder / OPENVINO).getroot().iter("layer")
+    note = next(layer.find("data") for layer in layers if layer.get("name") == name)
+    assert note is not None
+    offset = int(note.get("offset") or 0)
+    return next(b for b in _openvino_blobs(folder) if b.offset == offset)
+
+
 def find(folder: Path, weight: np.ndarray) -> tuple[Blob, bool]:
     """Where a weight of the checkpoint lies, and whether transposed.
 

@@ -39,7 +39,17 @@ def swapping(owner: nn.Module, name: str, replacement: Callable[..., Any]) -> No
 
     def wrapper(original_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         original = getattr(functional, name)
-        setattr(functional, name, functools.partial(replacement, original))
+
+        @functools.wraps(original)  # torch.export asks functions for their name
+        def replaced(*given: Any, **named: Any) -> Any:
+            # Under a mode, torch looks a function up by name again: that must not be this one.
+            setattr(functional, name, original)
+            try:
+                return replacement(original, *given, **named)
+            finally:
+                setattr(functional, name, replaced)
+
+        setattr(functional, name, replaced)
         try:
             return original_forward(*args, **kwargs)
         finally:

@@ -28,6 +28,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider", "dml": "DmlExecutionProvider",
     "openvino": "OpenVINOExecutionProvider", "coreml": "CoreMLExecutionProvider",
 }  # fmt: skip
+FLOATS = ("float32", "float16", "bfloat16")
 
 
 class OnnxRunner(Runner):
@@ -56,6 +57,7 @@ class OnnxRunner(Runner):
         self.inputs = tuple(describe(node) for node in self._session.get_inputs())
         self.outputs = tuple(describe(node) for node in self._session.get_outputs())
         self.precision = precision_of(self._graph)
+        self.weights = weights_of(self._graph)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._check(inputs)
@@ -245,22 +247,30 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
 
 
 def precision_of(model: onnx.ModelProto) -> str | None:
-    """The dtype of most weights: what an ONNX graph is written in is what it computes in."""
+    """The dtype of most floating weights: what an ONNX graph is written in is what it computes in."""
+    floats = {name: count for name, count in _stored(model).items() if name in FLOATS}
+    return max(floats, key=lambda name: floats[name], default=None)
+
+
+def weights_of(model: onnx.ModelProto) -> str | None:
+    """The dtype of most weights, if that is a floating one."""
+    counts = _stored(model)
+    name = max(counts, key=lambda name: counts[name], default=None)
+    return name if name in FLOATS else None
+
+
+def _stored(model: onnx.ModelProto) -> dict[str, int]:
+    """Number of stored elements by dtype."""
     import math
 
     import onnx
 
     counts: dict[str, int] = {}
-    names = {
-        onnx.TensorProto.FLOAT: "float32",
-        onnx.TensorProto.FLOAT16: "float16",
-        onnx.TensorProto.BFLOAT16: "bfloat16",
-    }
     for tensor in model.graph.initializer:
-        name = names.get(tensor.data_type)
-        if name is not None:
-            counts[name] = counts.get(name, 0) + math.prod(tensor.dims)
-    return max(counts, key=lambda name: counts[name]) if counts else None
+        name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+        name = {"float": "float32"}.get(name, name)
+        counts[name] = counts.get(name, 0) + math.prod(tensor.dims)
+    return counts
 
 
 def providers_of(options: RunOptions) -> list[str]:

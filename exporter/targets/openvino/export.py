@@ -152,9 +152,14 @@ def finish_model(
 ) -> None:
     """Inputs as the clients want them, names that depend on the graph only, and the module notes."""
     from exporter.targets.openvino import model as surgery
+    from exporter.targets.openvino import timestep
 
     if any(spec.name == "timestep" for spec in component.inputs):
         surgery.widen_timestep(model, options.timestep)
+        known = surgery.tensor_names(model)
+        sinusoid = next((n for n in modules.get(timestep.MODULE, ()) if n in known), None)
+        if options.timestep == "int64" and sinusoid is not None:
+            timestep.tabulate(model, sinusoid, timestep.rows_of(component))
     surgery.drop_conversion_notes(model)
     surgery.name_nodes(model)
     known = surgery.tensor_names(model)
@@ -168,8 +173,8 @@ def save(model: openvino.Model, path: Path, scratch: Path, options: OpenVinoOpti
     For float16, OpenVINO's own compression stores every constant as float16 with a conversion behind
     it, the table of timestep frequencies included: multiplied by a timestep of 900, its rounding
     alone moves the phase by up to 0.4. So vectors (biases, norms, tables; under 0.1 % of a full-size
-    model) are put back as float32; the file is read back for that, because compressing in memory
-    would hold all weights at once.
+    model) are put back as float32, and so is the table of sinusoids; the file is read back for that,
+    because compressing in memory would hold all weights at once.
     """
     import openvino
 

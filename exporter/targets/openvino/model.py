@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from exporter.errors import ArtifactError
+from exporter.targets.openvino.timestep import TABLE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,13 +81,14 @@ def widen_timestep(model: openvino.Model, dtype: str) -> None:
 
 
 def vectors(model: openvino.Model) -> dict[str, np.ndarray]:
-    """Every float32 constant with at most one dimension larger than 1, by the name of its node."""
+    """Every float32 constant with at most one dimension larger than 1, and the table of timesteps, by
+    the name of the node."""
     return {
         node.get_friendly_name(): node.get_data()
         for node in model.get_ops()
         if node.get_type_name() == "Constant"
         and node.get_element_type().get_type_name() == "f32"
-        and is_vector(node.get_output_shape(0))
+        and (is_vector(node.get_output_shape(0)) or node.get_friendly_name() == TABLE)
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class OpenVinoRunner(Runner):
         self.outputs = tuple(describe(port, record.outputs) for port in self._model.outputs)
         self._compiled = self._compile(self._model)
         self.precision = precision_of(self._compiled)
+        self.weights = weights_of(self._model)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._check(inputs)
@@ -202,6 +204,17 @@ def describe(port: openvino.Output, claimed: Sequence[TensorRecord]) -> TensorRe
             dims.append(symbol if isinstance(symbol, str) else f"{name}_dim_{position}")
     kind = port.get_element_type().get_type_name()
     return TensorRecord(name=name, dtype=DTYPES.get(kind, kind), dims=dims)
+
+
+def weights_of(model: openvino.Model) -> str | None:
+    """The dtype of most stored numbers, if that is a floating one."""
+    counts: dict[str, int] = {}
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant":
+            kind = node.get_element_type().get_type_name()
+            counts[kind] = counts.get(kind, 0) + math.prod(node.get_output_shape(0))
+    name = DTYPES.get(max(counts, key=lambda kind: counts[kind], default=""))
+    return name if name in PRECISIONS else None
 
 
 def precision_of(compiled: openvino.CompiledModel) -> str | None:
