@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
-from exporter.errors import CheckpointError, NetworkError
-
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+from exporter.checkpoints.hub import download, is_hub_id
+from exporter.errors import CheckpointError
+from exporter.progress import Progress
 
 
 def resolve(
-    source: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Find a checkpoint.
 
@@ -22,6 +24,7 @@ def resolve(
         source: `builtin:NAME`, a folder in diffusers layout, or a Hub id `org/name`.
         revision: Branch, tag or commit of a Hub repository.
         variant: Weight variant, such as `fp16`.
+        progress: Told of a download.
 
     Raises:
         CheckpointError: It does not exist or is not a diffusers pipeline.
@@ -38,8 +41,8 @@ def resolve(
             f"{text} is a single file; this version reads diffusers folders.",
             hint="Convert it with diffusers' `from_single_file(...).save_pretrained(...)` first.",
         )
-    if HUB_ID.match(text) and not text.startswith(("./", "../")):
-        return _hub(text, revision, variant)
+    if is_hub_id(text):
+        return _hub(text, revision, variant, progress)
     raise CheckpointError(
         f"Source {text!r} does not exist: it is no folder, no `org/name` of the Hub, and no `builtin:` name.",
         hint="Try `exporter convert builtin:shapes --to onnx`.",
@@ -79,37 +82,11 @@ def _open(source: str, root: Path, revision: str | None, variant: str | None) ->
     return Checkpoint(source=source, root=root, index=index, revision=revision, variant=variant)
 
 
-def _hub(repo: str, revision: str | None, variant: str | None) -> Checkpoint:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        root = Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED))
-    except GatedRepoError as error:
-        raise NetworkError(
-            f"{repo} is gated and this machine has no access to it.",
-            hint="Accept its terms on the Hub, then `hf auth login`.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{repo} has no revision {revision!r}.") from error
-    except RepositoryNotFoundError as error:
+def _hub(repo: str, revision: str | None, variant: str | None, progress: Progress | None) -> Checkpoint:
+    snapshot = download(repo, revision=revision, variant=variant, progress=progress)
+    if snapshot.kind == "artifact":
         raise CheckpointError(
-            f"{repo} is neither a folder here nor a repository on the Hub (or it is private).",
-            hint="Check the name; for a private repository run `hf auth login`.",
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise NetworkError(
-            f"{repo} is no folder here, not in the local Hub cache, and the Hub cannot be reached.",
-            hint="Check the path or the network, or use `builtin:shapes`, which needs neither.",
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise NetworkError(f"Downloading {repo} failed: {type(error).__name__}.") from error
-    sha = root.name if re.fullmatch(r"[0-9a-f]{40}", root.name) else revision
-    return _open(repo, root, sha, variant)
+            f"{repo} is an artifact that exporter made, not a checkpoint.",
+            hint=f"Verify or run it: exporter verify {repo}; exporter run {repo} …",
+        )
+    return _open(repo, snapshot.root, snapshot.revision, variant)

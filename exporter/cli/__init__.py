@@ -17,6 +17,7 @@ cli = VerbGroup(
         Verb("run", "Paint one picture with an artifact or a checkpoint."),
         Verb("inspect", "List the components of a checkpoint or an artifact."),
         Verb("cache", "Show or clear what earlier runs keep to be faster."),
+        Verb("download", "Fetch what a pipeline needs from the Hub."),
         Verb("doctor", "Show what is installed, what is missing, and the hardware."),
         Verb("demo", "Convert, verify and paint the embedded model; write a page."),
     ),
