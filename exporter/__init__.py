@@ -17,10 +17,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from exporter.conversion import Conversion
+    from exporter.difference import Difference
     from exporter.parity import Report
     from exporter.progress import Progress
+    from exporter.publish import Pushed
 
-__all__ = ["__version__", "convert", "inspect", "load", "verify"]
+__all__ = ["__version__", "convert", "diff", "inspect", "load", "push", "verify"]
 
 
 def convert(
@@ -70,6 +72,20 @@ def verify(artifact: str | Path, *, against: str | None = None, **settings: Any)
     from exporter import parity
 
     return parity.verify(artifact, against=against, **settings)
+
+
+def push(artifact: str | Path, repo: str, **settings: Any) -> Pushed:
+    """Publish an artifact on the Hub; see `exporter.publish.push`."""
+    from exporter import publish
+
+    return publish.push(artifact, repo, **settings)
+
+
+def diff(a: str | Path, b: str | Path) -> Difference:
+    """How two artifacts, or an artifact and a checkpoint, differ; see `exporter.difference.compare`."""
+    from exporter.difference import compare
+
+    return compare(str(a), str(b))
 
 
 def load(source: str | Path, **options: Any) -> Any:

@@ -117,15 +117,18 @@ def inspect(source: str, *, revision: str | None = None, variant: str | None = N
     """Look into a checkpoint or an artifact.
 
     Args:
-        source: A folder with `exporter.json`, or whatever `convert` takes.
+        source: A folder with `exporter.json`, the Hub id of a published one, or whatever `convert` takes.
 
     Raises:
         CheckpointError, ArtifactError: It is not there, or its index cannot be read.
         NetworkError: A Hub id that is not cached, and the Hub cannot be reached.
     """
-    if is_artifact(source):
-        return inspect_artifact(Artifact.open(source))
     from exporter.checkpoints import resolve
+    from exporter.checkpoints.published import local_folder
+
+    folder = local_folder(source, revision=revision)
+    if folder is not None and is_artifact(folder):
+        return inspect_artifact(Artifact.open(folder))
 
     return inspect_checkpoint(resolve(source, revision=revision, variant=variant))
 
@@ -208,7 +211,12 @@ def trust(source: str, *, rehash: bool = True) -> HashState | None:
     Args:
         rehash: Read and hash every file (under a second per gigabyte) instead of comparing sizes.
     """
-    return hash_state(Artifact.open(source), rehash=rehash) if is_artifact(source) else None
+    from exporter.checkpoints.published import local_folder
+
+    folder = local_folder(source)
+    if folder is None or not is_artifact(folder):
+        return None
+    return hash_state(Artifact.open(folder), rehash=rehash)
 
 
 @contextmanager

@@ -139,7 +139,8 @@ def load(
     """A diffusers pipeline whose components are the exported ones, or the PyTorch reference.
 
     Args:
-        source: An artifact folder, or any checkpoint `exporter convert` takes.
+        source: An artifact (a folder, or the Hub id of a published one), or any checkpoint that
+            `exporter convert` takes.
         device: The runtime's device for an artifact; a torch device for a checkpoint.
         precision_hint: `f32`, `bf16`, `f16` or `default`; None takes what the artifact was made for.
 
@@ -147,8 +148,10 @@ def load(
         ArtifactError, CheckpointError: It cannot be opened.
         BackendMissing: The artifact's runtime is not installed.
     """
-    path = Path(source).expanduser()
-    if (path / MANIFEST).is_file():
+    from exporter.checkpoints.published import local_folder
+
+    path = local_folder(source, revision=revision)
+    if path is not None and (path / MANIFEST).is_file():
         return from_artifact(Artifact.open(path), device=device, precision_hint=precision_hint)
     return from_checkpoint(str(source), device=device, revision=revision)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from exporter.artifact import MANIFEST, sha256_of
 from exporter.checkpoints.patience import Patience, patient
-from exporter.checkpoints.selection import ROOT_FILES, components, select_files, weights_by_variant
+from exporter.checkpoints.selection import components, select_files, weights_by_variant
 from exporter.errors import CheckpointError, ExporterError, NetworkError
 from exporter.progress import NullProgress, Progress
 
@@ -121,7 +121,7 @@ def download(
     patience = patience or Patience()
     report.start(f"asking the Hub for {repo}")
     try:
-        info = _ask(lambda: _info(repo, revision), repo, revision, patience)
+        info = ask(lambda: _info(repo, revision), repo, revision, patience)
     except NetworkError as error:
         try:  # what was downloaded before serves without a network
             return _from_cache(repo, revision, variant)
@@ -132,7 +132,7 @@ def download(
     wanted = tuple(files[name] for name in names)
     root, fetched = _fetch(repo, info.sha, wanted, report, patience)
     # By the name asked for, so that the cache remembers which commit that is when nobody can be asked.
-    _ask(lambda: _get(repo, revision, wanted[0].path), repo, revision, patience)
+    ask(lambda: _get(repo, revision, wanted[0].path), repo, revision, patience)
     left_out = sum(file.size for path, file in files.items() if path not in names)
     return Snapshot(repo, root, info.sha, kind, wanted, fetched, left_out)
 
@@ -155,7 +155,7 @@ def _needed(
     """What the repository is, and the files it takes."""
 
     def small(name: str) -> dict[str, Any]:
-        path = _ask(lambda: _get(repo, sha, name), repo, sha, patience)
+        path = ask(lambda: _get(repo, sha, name), repo, sha, patience)
         _check_content(path, files[name])
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ def _fetch(
 
     def one(file: HubFile) -> Path:
         for last in (False, True):
-            path = _ask(lambda: _get(repo, sha, file.path), repo, sha, patience, stop)
+            path = ask(lambda: _get(repo, sha, file.path), repo, sha, patience, stop)
             try:
                 _check_content(path, file)
                 return path
@@ -221,7 +221,7 @@ def _fetch(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     progress.done()
-    anchor = _ask(lambda: _get(repo, sha, wanted[0].path), repo, sha, patience)
+    anchor = ask(lambda: _get(repo, sha, wanted[0].path), repo, sha, patience)
     return anchor.parents[len(Path(wanted[0].path).parts) - 1], total
 
 
@@ -263,7 +263,7 @@ def _check_content(path: Path, file: HubFile) -> None:
         )
 
 
-def _ask(
+def ask(
     call: Callable[[], T],
     repo: str,
     revision: str | None,
@@ -392,4 +392,4 @@ def _shards(path: Path) -> set[str]:
         return set()
 
 
-__all__ = ["ROOT_FILES", "HubFile", "Snapshot", "download", "is_hub_id"]
+__all__ = ["HubFile", "Snapshot", "ask", "download", "is_hub_id"]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     examples=(
         ("Judge an artifact against the checkpoint it was made from", "exporter verify shapes-onnx"),
         ("Judge another tool's export folder", "exporter verify ./optimum-export --against ./my-model"),
+        ("Judge an artifact that somebody published on the Hub", "exporter verify org/shapes-onnx"),
         ("Only check that no byte changed since the verdict", "exporter verify shapes-onnx --check-hashes"),
         (
             "Judge a stored report again under a tighter limit; runs nothing",
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         ),
     ),
 )
-@click.argument("artifact", type=click.Path(path_type=Path), required=False)
+@click.argument("artifact", type=click.Path(path_type=Path), metavar="ARTIFACT|ORG/NAME", required=False)
 @click.option("--against", metavar="SOURCE", help="Reference checkpoint.  [default: the artifact's source]")
 @click.option(
     "--k",
@@ -112,7 +113,7 @@ def command(
     if check_hashes and rejudge is not None:
         raise click.UsageError("--check-hashes and --rejudge exclude each other.")
     if artifact is None and rejudge is None:
-        raise click.UsageError("Missing argument 'ARTIFACT'.")
+        raise click.UsageError("Missing argument 'ARTIFACT|ORG/NAME'.")
     from exporter import parity
 
     if rejudge is not None:
@@ -120,12 +121,16 @@ def command(
         folder = None
     else:
         assert artifact is not None
-        if check_hashes:
-            return _check_hashes(output, artifact)
+        from exporter.checkpoints.published import artifact_folder
+
         given = read_prompts(prompts) if prompts is not None else None
         with output.progress() as progress:
+            local = artifact_folder(artifact, progress=progress)
+            if check_hashes:
+                return _check_hashes(output, local)
             judged = parity.verify(
-                artifact,
+                local,
+                shown_path=str(artifact),
                 k=k,
                 prompts=given,
                 components=list(components) or None,
@@ -134,7 +139,7 @@ def command(
                 progress=progress,
                 **settings,
             )
-        folder = report or artifact / "verification"
+        folder = report or local / "verification"
     output.result(judged, human=lambda console: _show(console, judged, folder), quiet=judged.verdict)
     return verdict_code(judged.verdict)
 

@@ -59,7 +59,7 @@ def verify(
     captured inputs and pictures, and records the verdict in the manifest.
 
     Args:
-        artifact: The folder.
+        artifact: The folder, or `org/name` of one that was published on the Hub.
         against: The reference checkpoint; None takes the source in the manifest.
         k: Allowed error in multiples of PyTorch's own at the artifact's precision.
         prompts: Of the reference run.
@@ -82,15 +82,19 @@ def verify(
         UsageError: A setting makes no sense.
         BackendMissing: The target's runtime is not installed.
     """
+    from exporter.checkpoints.published import artifact_folder
     from exporter.parity.foreign import describe, has_manifest
 
-    ours = isinstance(artifact, Artifact) or has_manifest(Path(artifact).expanduser())
+    shown_path = shown_path or str(artifact.root if isinstance(artifact, Artifact) else artifact)
+    if not isinstance(artifact, Artifact):
+        artifact = artifact_folder(artifact, progress=progress)
+    ours = isinstance(artifact, Artifact) or has_manifest(artifact)
     if isinstance(artifact, Artifact):
         opened = artifact
     elif ours:
         opened = Artifact.open(artifact)
     else:
-        opened = describe(Path(artifact).expanduser(), against)
+        opened = describe(artifact, against)
     job = _Job(
         opened,
         Settings(
@@ -106,7 +110,7 @@ def verify(
         ),
         against=against,
         report_dir=Path(report_dir) if report_dir is not None else None,
-        shown_path=shown_path or str(artifact.root if isinstance(artifact, Artifact) else artifact),
+        shown_path=shown_path,
         record=ours,
         cache=cache,
         progress=progress or NullProgress(),

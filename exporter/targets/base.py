@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from exporter.artifact import ComponentRecord, TensorRecord
+from exporter.artifact import ComponentRecord, Manifest, TensorRecord
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from exporter.checkpoints import Checkpoint
 
 Dtype = Literal["float32", "float16"]
+PROMPT = "a large red star at the left on a blue background"
+"""Of the code in model cards."""
 PrecisionHint = Literal["f32", "bf16", "f16", "default"]
 
 
@@ -93,6 +95,23 @@ class RunOptions:
     device: str | None = None
     precision_hint: PrecisionHint = "f32"
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Client:
+    """How somebody runs a published artifact: a title, what to install, and code to copy.
+
+    Attributes:
+        title: The client's name.
+        install: The line that installs it, or empty.
+        language: Of the code, as Markdown names it (`python`, `sh`).
+        code: Runs as it is, in an empty folder.
+    """
+
+    title: str
+    install: str
+    language: str
+    code: str
 
 
 class Runner(ABC):
@@ -191,9 +210,19 @@ class Target(ABC):
         """Write the files that belong to no single component (`model_index.json`, tokenizers,
         scheduler, configs), as the format's clients want them. Returns the files."""
 
+    def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        """How to run a published artifact, for its model card; the clients of the format come first."""
+        return [exporter_client(repo, self.extra)]
+
     @abstractmethod
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         """Open one exported component from disk."""
+
+
+def exporter_client(repo: str, extra: str) -> Client:
+    """`exporter run`, which opens every format."""
+    code = f'exporter run {repo} "{PROMPT}" -o picture.png'
+    return Client("exporter", f'pip install "exporter[{extra}]"', "sh", code)
 
 
 def component_size(component: Component, static: tuple[int, int, int]) -> Size:

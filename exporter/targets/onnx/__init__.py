@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from exporter.artifact import ComponentRecord
+from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
-from exporter.targets.base import Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.base import (
+    PROMPT,
+    Client,
+    Estimate,
+    ExportedComponent,
+    Options,
+    Runner,
+    RunOptions,
+    Target,
+)
 from exporter.targets.onnx.options import OnnxOptions
 
 if TYPE_CHECKING:
@@ -45,6 +54,15 @@ class OnnxTarget(Target):
         from exporter.targets.layout import write_diffusers_files
 
         return write_diffusers_files(checkpoint, components, staging)
+
+    def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        code = (
+            "from optimum.onnxruntime import ORTStableDiffusionPipeline\n\n"
+            f'pipeline = ORTStableDiffusionPipeline.from_pretrained("{repo}")\n'
+            f'pipeline("{PROMPT}").images[0].save("picture.png")'
+        )
+        optimum = Client("optimum", 'pip install "optimum-onnx[onnxruntime]"', "python", code)
+        return [optimum, *super().clients(repo, manifest)]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         from exporter.targets.onnx.runner import OnnxRunner

@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from exporter.artifact import ComponentRecord
+from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
-from exporter.targets.base import Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.base import (
+    PROMPT,
+    Client,
+    Estimate,
+    ExportedComponent,
+    Options,
+    Runner,
+    RunOptions,
+    Target,
+)
 from exporter.targets.openvino.options import OpenVinoOptions
 
 if TYPE_CHECKING:
@@ -48,6 +57,27 @@ class OpenVinoTarget(Target):
         return [
             *write_diffusers_files(checkpoint, components, staging),
             *write_tokenizers(checkpoint, staging),
+        ]
+
+    def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        optimum = (
+            "from optimum.intel import OVStableDiffusionPipeline\n\n"
+            f'pipeline = OVStableDiffusionPipeline.from_pretrained("{repo}")\n'
+            f'pipeline("{PROMPT}").images[0].save("picture.png")'
+        )
+        genai = (
+            "import openvino_genai\n"
+            "from huggingface_hub import snapshot_download\n"
+            "from PIL import Image\n\n"
+            f'folder = snapshot_download("{repo}")\n'
+            'pipeline = openvino_genai.Text2ImagePipeline(folder, "CPU")\n'
+            f'picture = pipeline.generate("{PROMPT}", num_inference_steps=25)\n'
+            'Image.fromarray(picture.data[0]).save("picture.png")'
+        )
+        return [
+            Client("optimum-intel", 'pip install "optimum-intel[openvino]"', "python", optimum),
+            Client("OpenVINO GenAI", "pip install openvino-genai", "python", genai),
+            *super().clients(repo, manifest),
         ]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
