@@ -63,6 +63,7 @@ def convert(
         variant=variant,
         components=components,
         verify=verify,
+        progress=progress,
     )
     return conversion.convert(plan, overwrite=overwrite, progress=progress, use_cache=use_cache)
 

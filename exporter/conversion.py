@@ -150,8 +150,12 @@ def make_plan(
     variant: str | None = None,
     components: list[str] | None = None,
     verify: bool = True,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Check a request and say what it will take.
+    """Check a request and say what it will take. A checkpoint of the Hub is downloaded for that.
+
+    Args:
+        progress: Told of the download.
 
     Raises:
         UsageError: Unknown target, option, component or destination.
@@ -166,7 +170,7 @@ def make_plan(
     from exporter.architectures import components_of
     from exporter.checkpoints import resolve
 
-    checkpoint = resolve(source, revision=revision, variant=variant)
+    checkpoint = resolve(source, revision=revision, variant=variant, progress=progress)
     checkpoint.validate()
     chosen = select_components(components_of(checkpoint), components, source)
     check_static(parsed, chosen)

@@ -95,16 +95,18 @@ def command(
 
     options = typed(given)
     options |= dict(_split(extra) for extra in extras)
-    plan = make_plan(
-        source,
-        target,
-        given["output"],
-        options,
-        revision=revision,
-        variant=variant,
-        components=list(components) or None,
-        verify=not no_verify,
-    )
+    with output.progress() as progress:
+        plan = make_plan(
+            source,
+            target,
+            given["output"],
+            options,
+            revision=revision,
+            variant=variant,
+            components=list(components) or None,
+            verify=not no_verify,
+            progress=progress,
+        )
     if dry_run:
         output.result(plan.as_dict(), human=lambda console: _show_plan(console, plan), quiet=str(plan.output))
         return 0
