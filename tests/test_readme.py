@@ -57,7 +57,8 @@ def test_every_command_parses(words: list[str]) -> None:
     from exporter.cli import cli
 
     assert words
-    with click.Context(cli) as parent:
+    # Click remembers a command's help flags from the first context it was in: give it the real one.
+    with click.Context(cli, **cli.context_settings) as parent:
         verb = cli.get_command(parent, words[0])
         assert verb is not None, f"there is no command {words[0]}"
         verb.make_context(words[0], words[1:], parent=parent, resilient_parsing=False)

@@ -314,7 +314,8 @@ def ask(
     except OSError as error:
         raise NetworkError(
             f"{repo} is no folder here, and the Hub cannot be reached ({type(error).__name__}).",
-            hint="Check the path or the network; what has arrived is kept.",
+            hint="Check the path or the network (what has arrived is kept), or use `builtin:shapes`, "
+            "which needs neither.",
         ) from error
 
 
