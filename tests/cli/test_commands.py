@@ -256,7 +256,7 @@ def test_the_defaults_shown_are_those_of_the_library() -> None:
     from exporter import parity, pipeline
 
     def defaults(name: str) -> dict[str, object]:
-        command = cli.get_command(click.Context(cli), name)
+        command = cli.get_command(click.Context(cli, **cli.context_settings), name)
         assert command is not None
         return {p.name or "": p.default for p in command.params if isinstance(p, click.Option)}
 
@@ -269,7 +269,7 @@ def test_the_defaults_shown_are_those_of_the_library() -> None:
             assert defaults(name)[option] == signature[option].default, (name, option)
     assert "4]" in next(
         p.help or ""
-        for p in cli.get_command(click.Context(cli), "convert").params
+        for p in cli.get_command(click.Context(cli, **cli.context_settings), "convert").params
         if p.name == "k"  # type: ignore[union-attr]
     )
     assert inspect.signature(parity.verify).parameters["k"].default == 4.0

@@ -20,7 +20,7 @@ HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "diffusers", "tran
 
 
 def verb(name: str) -> click.Command:
-    command = cli.get_command(click.Context(cli), name)
+    command = cli.get_command(click.Context(cli, **cli.context_settings), name)
     assert command is not None
     return command
 
@@ -79,13 +79,15 @@ def test_every_verb_has_examples_that_parse(name: str) -> None:
         words = shlex.split(line)
         assert words[:2] == ["exporter", name]
         assert what in invoke(name, "--help").stdout and line in invoke(name, "--help").stdout
-        command.make_context(name, words[2:], parent=click.Context(cli))  # raises on an unknown option
+        command.make_context(
+            name, words[2:], parent=click.Context(cli, **cli.context_settings)
+        )  # raises on an unknown option
 
 
 def test_root_examples_parse() -> None:
     for _, line in cli.examples:
         words = shlex.split(line)
-        verb(words[1]).make_context(words[1], words[2:], parent=click.Context(cli))
+        verb(words[1]).make_context(words[1], words[2:], parent=click.Context(cli, **cli.context_settings))
 
 
 @pytest.mark.parametrize("name", VERBS)
