@@ -212,12 +212,14 @@ def convert(
     progress: Progress | None = None,
     verify_settings: Mapping[str, Any] | None = None,
     use_cache: bool = True,
+    recipe: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Carry out a plan: export, write the manifest, verify in a fresh process, move into place.
 
     Args:
         overwrite: Replace an artifact that stands at the destination.
         verify_settings: Keyword arguments of `exporter.parity.verify` (k, steps, samples …).
+        recipe: Kept in the manifest, so that the artifact can be made again from it.
         use_cache: Take graphs from, and keep them in, the user's cache; the bytes written are the same.
 
     Raises:
@@ -237,6 +239,7 @@ def convert(
             target=plan.target,
             source=_source_record(plan, report_progress),
             options=plan.options,
+            recipe=dict(recipe) if recipe is not None else None,
             tools=tool_versions(),
             components=records,
             shared_files=hash_files(shared, staging.root),

@@ -29,3 +29,19 @@ class NullProgress:
 
     def done(self) -> None:
         pass
+
+
+class Prefixed:
+    """A progress whose tasks say which part of a larger job they belong to."""
+
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self._progress, self._prefix = progress, prefix
+
+    def start(self, label: str, total: float | None = None) -> None:
+        self._progress.start(f"{self._prefix}: {label}", total)
+
+    def update(self, completed: float, detail: str | None = None) -> None:
+        self._progress.update(completed, detail)
+
+    def done(self) -> None:
+        self._progress.done()

@@ -18,6 +18,7 @@ cli = VerbGroup(
         Verb("inspect", "List the components of a checkpoint or an artifact."),
         Verb("cache", "Show or clear what earlier runs keep to be faster."),
         Verb("download", "Fetch what a pipeline needs from the Hub."),
+        Verb("recipe", "List, show, check, run or compare recipes."),
         Verb("push", "Publish a verified artifact on the Hub, with a model card."),
         Verb("diff", "Say how two artifacts, or an artifact and a checkpoint, differ."),
         Verb("doctor", "Show what is installed, what is missing, and the hardware."),

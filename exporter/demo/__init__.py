@@ -23,7 +23,7 @@ from exporter.errors import (
     VerificationFailed,
     VerificationInconclusive,
 )
-from exporter.progress import NullProgress, Progress
+from exporter.progress import NullProgress, Prefixed, Progress
 
 if TYPE_CHECKING:
     from exporter.demo.rows import Painted, Row
@@ -136,7 +136,7 @@ def run(
     from exporter.demo.rows import make_row, paint_all
 
     prompts, about_prompts = choose_prompts(source)
-    reference = paint_all(source, prompts, seed=seed, steps=steps, progress=_Prefixed(report, "PyTorch"))
+    reference = paint_all(source, prompts, seed=seed, steps=steps, progress=Prefixed(report, "PyTorch"))
     rows = {row.target: row for row in absent}
     for name in names:
         rows[name] = make_row(
@@ -148,7 +148,7 @@ def run(
             seed=seed,
             steps=steps,
             verify_settings=dict(verify_settings or {}),
-            progress=_Prefixed(report, name),
+            progress=Prefixed(report, name),
         )
     order = [*names, *(row.target for row in absent)]
     result = DemoResult(
@@ -184,23 +184,6 @@ def _select(wanted: Sequence[str] | None) -> tuple[list[str], list[Row]]:
             hint='pip install "exporter[onnx]"',
         )
     return names, absent
-
-
-class _Prefixed:
-    """Progress whose tasks say which format they belong to."""
-
-    def __init__(self, progress: Progress, prefix: str) -> None:
-        self._progress = progress
-        self._prefix = prefix
-
-    def start(self, label: str, total: float | None = None) -> None:
-        self._progress.start(f"{self._prefix}: {label}", total)
-
-    def update(self, completed: float, detail: str | None = None) -> None:
-        self._progress.update(completed, detail)
-
-    def done(self) -> None:
-        self._progress.done()
 
 
 __all__ = ["DemoResult", "run"]

@@ -1,0 +1,112 @@
+"""From a recipe to the conversions it stands for: variables filled in, one cell a combination."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.recipes.model import Recipe, Scalar
+from exporter.recipes.reading import VARIABLE, RecipeError
+
+FILLED = re.compile(r"\{([A-Za-z_]\w*)\}")
+DIRECT = ("target", "model", "revision", "variant")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One conversion of a recipe.
+
+    Attributes:
+        label: What tells it from its neighbours (`onnx float16`); the recipe's name when there is no matrix.
+        axes: The matrix's values here.
+        recipe: Without matrix and variables.
+        output: Destination folder, or None for the usual place.
+    """
+
+    label: str
+    axes: Mapping[str, Scalar]
+    recipe: Recipe
+    output: Path | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        assert self.recipe.target is not None
+        return self.recipe.target
+
+
+def cells(recipe: Recipe) -> list[Cell]:
+    """Every combination of the matrix, in the order in which its axes and values are written.
+
+    Raises:
+        RecipeError: No target, or `{key}` in a path that is no key.
+    """
+    names = list(recipe.matrix)
+    found = [
+        _cell(recipe, dict(zip(names, values, strict=True)))
+        for values in itertools.product(*(recipe.matrix[name] for name in names))
+    ]
+    places: dict[Path, str] = {}
+    for cell in found:
+        if cell.output is not None and places.setdefault(cell.output, cell.label) != cell.label:
+            raise RecipeError(
+                f"Recipe {recipe.name}: {places[cell.output]} and {cell.label} would both be written to "
+                f"{cell.output}.",
+                hint="Name the matrix's keys in `output`, for example artifacts/{name}-{target}.",
+            )
+    return found
+
+
+def _cell(recipe: Recipe, axes: dict[str, Scalar]) -> Cell:
+    values = {**recipe.variables, **axes}
+    data = _substitute(recipe.model_dump(exclude={"variables", "matrix"}), values)
+    for key, value in axes.items():
+        if key in DIRECT:
+            data[key] = str(value)
+        elif key not in recipe.variables:
+            data["options"][key] = value
+    if not data["target"]:
+        raise RecipeError(f"Recipe {recipe.name} names no target.", hint="Add `target: onnx`, or a matrix.")
+    filled = {**values, "name": recipe.name, "target": data["target"]}
+    output = data["output"] and Path(_fill(recipe, data["output"], filled))
+    if output is None and axes:
+        label = "-".join([recipe.name, *(_slug(v) for v in axes.values())])
+        output = Path("artifacts") / label
+    if data["publish"]:
+        data["publish"]["repo"] = _fill(recipe, data["publish"]["repo"], filled)
+    label = " ".join(str(v) for v in axes.values()) or recipe.name
+    return Cell(label, axes, Recipe.model_validate(data), output)
+
+
+def _substitute(value: Any, variables: Mapping[str, Scalar]) -> Any:
+    """`${name}` by its value; a string that is nothing else keeps the value's type."""
+    if isinstance(value, str):
+        whole = VARIABLE.fullmatch(value)
+        if whole:
+            return variables[whole[1]]
+        return VARIABLE.sub(lambda found: str(variables[found[1]]), value)
+    if isinstance(value, dict):
+        return {key: _substitute(part, variables) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_substitute(part, variables) for part in value]
+    return value
+
+
+def _fill(recipe: Recipe, text: str, values: Mapping[str, Any]) -> str:
+    def one(found: re.Match[str]) -> str:
+        if found[1] not in values:
+            raise RecipeError(
+                f"Recipe {recipe.name}: {{{found[1]}}} in {text!r} is no key; there are: {', '.join(values)}."
+            )
+        return _slug(values[found[1]])
+
+    return FILLED.sub(one, text)
+
+
+def _slug(value: Any) -> str:
+    """A value as part of a file name: it cannot leave its folder."""
+    return re.sub(r"[^\w.-]+", "-", str(value)).strip(".-") or "value"

@@ -1,0 +1,104 @@
+"""What may stand in a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+SCHEMA_ID = "exporter-recipe"
+Scalar = str | int | float | bool
+
+
+class Section(BaseModel):
+    """Unknown keys are errors: a misspelt option that is ignored is worse than none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Verify(Section):
+    """How the artifact is judged.
+
+    Attributes:
+        enabled: Off is recorded in the manifest, and nothing unverified is published.
+        k: Allowed error in multiples of PyTorch's own.
+        steps / samples / seed: Of the reference run.
+        prompts: Of the reference run; the built-in ones when empty.
+    """
+
+    enabled: bool = True
+    k: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    steps: int = Field(default=8, ge=1)
+    samples: int = Field(default=4, ge=1)
+    seed: int = Field(default=0, ge=0)
+    prompts: list[str] = Field(default_factory=list)
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `exporter.parity.verify`."""
+        given = self.model_dump(exclude={"enabled"})
+        return {**given, "prompts": given["prompts"] or None}
+
+
+class Publish(Section):
+    """Where a verified artifact goes.
+
+    Attributes:
+        repo: `org/name`; `{target}` and the matrix's keys are filled in.
+        create / private / revision / pull_request: As of `exporter push`.
+    """
+
+    repo: str
+    create: bool = False
+    private: bool = False
+    revision: str | None = None
+    pull_request: bool = False
+
+
+class Recipe(Section):
+    """One recipe.
+
+    Attributes:
+        name: Of the recipe; letters, digits, `-`, `_` and `.`.
+        description: One sentence: when to use it.
+        model: What to convert, as after `exporter convert`.
+        revision / variant: Of a Hub repository.
+        target: The format; may come from the matrix.
+        options: The target's own options.
+        components: Only these; all when empty.
+        output: Destination folder; `{name}`, `{target}` and the matrix's keys are filled in.
+        verify: How it is judged.
+        publish: Where it goes afterwards; nowhere when None.
+        variables: Names for `${name}` in any value; `--set name=value` changes them.
+        matrix: Key → values; the recipe is run for every combination. Keys are `target`, `model`,
+            a variable, or an option of the target.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    description: str = ""
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    variant: str | None = None
+    target: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    components: list[str] = Field(default_factory=list)
+    output: str | None = None
+    verify: Verify = Field(default_factory=Verify)
+    publish: Publish | None = None
+    variables: dict[str, Scalar] = Field(default_factory=dict)
+    matrix: dict[str, list[Scalar]] = Field(default_factory=dict)
+
+    @field_validator("matrix")
+    @classmethod
+    def _no_empty_axis(cls, value: dict[str, list[Scalar]]) -> dict[str, list[Scalar]]:
+        for key, values in value.items():
+            if not values:
+                raise ValueError(f"the axis {key!r} has no values")
+            if len(set(map(str, values))) != len(values):
+                raise ValueError(f"the axis {key!r} names a value twice")
+        return value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a recipe, for editors that complete and check YAML."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, **schema}

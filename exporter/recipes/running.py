@@ -1,0 +1,204 @@
+"""Checks and runs the cells of a recipe. One that fails does not keep the others from finishing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import ExporterError
+from exporter.progress import NullProgress, Prefixed, Progress
+from exporter.recipes.matrix import Cell, cells
+from exporter.recipes.model import Recipe
+
+if TYPE_CHECKING:
+    from exporter.artifact import Manifest
+    from exporter.conversion import Plan
+
+DONE = ("PASS", None)
+
+
+@dataclass
+class Row:
+    """What became of one cell.
+
+    Attributes:
+        verdict: PASS, FAIL, INCONCLUSIVE, or None when verification was off or it did not get so far.
+        summary: In words.
+        error: What stopped it, or None.
+        published: Where it went, or None.
+    """
+
+    label: str
+    target: str
+    output: str | None = None
+    verdict: str | None = None
+    summary: str = ""
+    seconds: float = 0.0
+    bytes: int = 0
+    error: ExporterError | None = None
+    published: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        if self.error is not None:
+            return self.error.exit_code
+        return {"FAIL": 1, "INCONCLUSIVE": 5}.get(self.verdict or "", 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = {k: v for k, v in vars(self).items() if k != "error"}
+        error = None if self.error is None else {"message": self.error.message, "hint": self.error.hint}
+        return {**values, "error": error, "exit_code": self.exit_code}
+
+
+@dataclass
+class RecipeResult:
+    """All rows of a recipe, in order."""
+
+    name: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first row that did not pass, or 0."""
+        return next((row.exit_code for row in self.rows if row.exit_code), 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "recipe": self.name,
+            "rows": [row.as_dict() for row in self.rows],
+            "exit_code": self.exit_code,
+        }
+
+
+def plan(cell: Cell, progress: Progress | None = None) -> Plan:
+    """The plan of one cell: everything about the request is checked, nothing is written.
+
+    Raises:
+        UsageError, BackendMissing, CheckpointError …: As `exporter.conversion.make_plan`.
+    """
+    from exporter.conversion import make_plan
+
+    recipe = cell.recipe
+    return make_plan(
+        recipe.model,
+        cell.target,
+        cell.output,
+        recipe.options,
+        revision=recipe.revision,
+        variant=recipe.variant,
+        components=recipe.components or None,
+        verify=recipe.verify.enabled,
+        progress=progress,
+    )
+
+
+def check(recipe: Recipe) -> list[Row]:
+    """Plan every cell and run none; a cell that cannot be has its reason."""
+    rows = []
+    for cell in cells(recipe):
+        row = Row(cell.label, cell.target)
+        try:
+            planned = plan(cell)
+            row.output, row.bytes = str(planned.output), planned.disk
+        except ExporterError as error:
+            row.error = error
+        rows.append(row)
+    return rows
+
+
+def run(recipe: Recipe, *, overwrite: bool = False, progress: Progress | None = None) -> RecipeResult:
+    """Convert, judge and publish every cell.
+
+    Args:
+        overwrite: Replace artifacts that stand at the destinations.
+    """
+    report = progress or NullProgress()
+    result = RecipeResult(recipe.name)
+    for cell in cells(recipe):
+        row = Row(cell.label, cell.target)
+        result.rows.append(row)
+        began = time.monotonic()
+        try:
+            _run_cell(cell, row, overwrite, Prefixed(report, cell.label))
+        except ExporterError as error:
+            row.error = error
+        row.seconds = round(time.monotonic() - began, 3)
+    return result
+
+
+def _run_cell(cell: Cell, row: Row, overwrite: bool, progress: Progress) -> None:
+    from exporter.conversion import convert
+
+    planned = plan(cell, progress)
+    row.output = str(planned.output)
+    settings = cell.recipe.verify.settings()
+    recorded = recorded_recipe(cell)
+    done = convert(planned, overwrite=overwrite, progress=progress, verify_settings=settings, recipe=recorded)
+    row.verdict, row.summary = done.verdict, done.summary
+    row.bytes = sum(file.bytes for file in done.artifact.manifest.all_files())
+    publish = cell.recipe.publish
+    if publish is not None and row.verdict == "PASS":
+        from exporter.publish import push
+
+        pushed = push(
+            done.artifact.root, publish.repo, create=publish.create, private=publish.private,
+            revision=publish.revision, pull_request=publish.pull_request, progress=progress,
+        )  # fmt: skip
+        row.published = pushed.pull_request or pushed.url
+
+
+def recorded_recipe(cell: Cell) -> dict[str, Any]:
+    """What the manifest keeps: the cell's own recipe, without what is as by default."""
+    return cell.recipe.model_dump(mode="json", exclude_defaults=True)
+
+
+def from_manifest(manifest: Manifest) -> Recipe:
+    """The recipe that makes an artifact again."""
+    if manifest.recipe is not None:
+        return Recipe.model_validate(manifest.recipe)
+    source = manifest.source
+    base = source.source.removeprefix("builtin:").rstrip("/").split("/")[-1]
+    options: Mapping[str, Any] = {k: v for k, v in manifest.options.items() if v is not None}
+    static = options.get("static")
+    return Recipe.model_validate(
+        {
+            "name": f"{base}-{manifest.target}",
+            "description": f"Makes the {manifest.target} artifact of {source.source} again.",
+            "model": source.source,
+            "revision": source.revision,
+            "variant": source.variant,
+            "target": manifest.target,
+            "options": {**options, **({"static": "x".join(map(str, static))} if static else {})},
+            "components": [c.name for c in manifest.components],
+            "verify": {"enabled": not manifest.verification_skipped},
+        }
+    )
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as a file, without what is as by default."""
+    import yaml
+
+    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """(key, in a, in b) for every key that differs; None where it is not there. Names do not count."""
+    one, two = (_flat(recipe.model_dump(mode="json", exclude={"name", "description"})) for recipe in (a, b))
+    keys = dict.fromkeys([*one, *two])
+    return [(key, one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        if isinstance(part, Mapping):
+            flat |= _flat(part, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = part
+    return flat

@@ -1,0 +1,64 @@
+"""The recipes that come with the package, by name."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.errors import InputError
+from exporter.recipes.reading import RecipeError, read
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """A recipe on the shelf: `onnx/float16`, its file, and when to use it."""
+
+    name: str
+    path: Path
+    description: str
+
+
+def folders() -> list[Path]:
+    """Where recipes lie: beside the package in a checkout, below the environment's `share` when installed."""
+    checkout = Path(__file__).resolve().parents[2] / "recipes"
+    installed = Path(sys.prefix) / "share" / "exporter" / "recipes"
+    return [folder for folder in (checkout, installed) if folder.is_dir()]
+
+
+def shelf() -> list[Shelved]:
+    """All of them, by name."""
+    found: dict[str, Shelved] = {}
+    for folder in folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            try:
+                description = read(path).description
+            except InputError as error:
+                description = f"broken: {error}"
+            found.setdefault(name, Shelved(name, path, description))
+    return [found[name] for name in sorted(found)]
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or a name on the shelf; its last part is enough where only one has it.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        return path
+    there = [recipe for folder in folders() for recipe in sorted(folder.rglob("*.yaml"))]
+    names = {
+        p: next(p.relative_to(f) for f in folders() if p.is_relative_to(f)).with_suffix("") for p in there
+    }
+    exact = [p for p, known in names.items() if known.as_posix() == name]
+    short = [p for p, known in names.items() if known.name == name]
+    if exact or len(short) == 1:
+        return (exact or short)[0]
+    if short:
+        raise RecipeError(
+            f"There are several recipes {name!r}: {', '.join(names[p].as_posix() for p in short)}."
+        )
+    raise RecipeError(f"There is no recipe {name!r}.", hint="`exporter recipe list` shows those there are.")

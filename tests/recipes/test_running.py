@@ -1,0 +1,101 @@
+"""Every recipe that is shipped runs; one cell that fails does not keep the others from finishing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from exporter import recipes
+from exporter.artifact import Artifact
+from exporter.targets import target_names
+from tests.cli.runner import invoke
+
+pytest.importorskip("onnx")
+pytest.importorskip("openvino")
+
+SHELF = recipes.shelf()
+
+
+def test_the_shelf() -> None:
+    assert len(SHELF) >= 20
+    for recipe in SHELF:
+        assert recipe.description and not recipe.description.startswith("broken")
+        assert recipe.path.read_text(encoding="utf-8").startswith("# "), "says when to use it"
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in SHELF])
+def test_every_recipe_can_be_run_on_the_embedded_model(name: str) -> None:
+    rows = recipes.check(recipes.read(recipes.find(name)))
+    assert rows and [row.error for row in rows if row.error] == []
+    assert {row.target for row in rows} <= set(target_names())
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in SHELF if recipe.name != "both/publish"])
+def test_every_recipe_runs_on_a_tiny_model(
+    name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Converted as the recipe says, one component of it; verdicts are the target's tests' matter."""
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.read(
+        recipes.find(name), [f"model={tiny}", "components=[vae_encoder]", "verify.enabled=false"]
+    )
+    result = recipes.run(recipe)
+    assert [row.error for row in result.rows] == [None] * len(result.rows)
+    for row in result.rows:
+        assert row.output is not None
+        manifest = Artifact.open(row.output).manifest
+        assert manifest.target == row.target and manifest.recipe is not None
+        assert manifest.verification_skipped
+
+
+def test_a_failing_cell_does_not_stop_the_others(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "matrix.yaml"
+    path.write_text(
+        f"name: m\nmodel: {tiny}\ntarget: onnx\ncomponents: [vae_encoder]\nverify: {{enabled: false}}\n"
+        "matrix:\n  static: [1x64x63, 1x64x64]\n"
+    )
+    ran = invoke("recipe", "run", path, "--json")
+    assert ran.code == 2
+    rows = json.loads(ran.stdout)["rows"]
+    assert [row["exit_code"] for row in rows] == [2, 0]
+    assert "multiples of 8" in rows[0]["error"]["message"]
+    assert Artifact.open(tmp_path / "artifacts" / "m-1x64x64").changed_files() == []
+
+
+def test_an_artifact_gives_the_recipe_that_made_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["--component", "vae_encoder", "--no-verify"]
+    first = invoke("convert", tiny, "--to", "onnx", "-o", "first", "--static", "1x64x64", *common)
+    assert first.code == 0
+    made = invoke("recipe", "from-manifest", "first")
+    assert made.code == 0
+    path = tmp_path / "again.yaml"
+    path.write_text(made.stdout)
+    again = invoke("recipe", "run", path, "--set", "output=second")
+    assert again.code == 0
+    assert Artifact.open("first").manifest.digest() == Artifact.open("second").manifest.digest()
+    both = [recipes.from_manifest(Artifact.open(name).manifest) for name in ("first", "second")]
+    assert {key for key, _, _ in recipes.differences(*both)} <= {"output"}
+
+
+def test_the_command_line() -> None:
+    listed = invoke("recipe", "list", "--json")
+    assert {r["name"] for r in json.loads(listed.stdout)["recipes"]} == {r.name for r in SHELF}
+    shown = invoke("recipe", "show", "both/everything", "--json")
+    assert len(json.loads(shown.stdout)["cells"]) == 4
+    different = invoke("recipe", "diff", "onnx/float32", "onnx/float16", "--json")
+    assert json.loads(different.stdout)["differences"] == [
+        {"key": "options.dtype", "a": None, "b": "float16"}
+    ]
+    assert json.loads(invoke("recipe", "schema").stdout)["type"] == "object"
+    invoke("recipe", "show").failed(2, "takes 1 names, not 0")
+    invoke("recipe", "run", "nothing-of-that-name").failed(3, "no recipe")
+    missing = invoke("recipe", "check", "onnx/float32", "--set", "target=tensorrt", "--json")
+    assert missing.code == 2 and "There is no target 'tensorrt'" in missing.stdout
