@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.targets.openvino.model import COMPRESSED, is_vector
+from exporter.targets.openvino.model import COMPRESSED, vectors
 
 if TYPE_CHECKING:
     import openvino
 
 
 def store_as_bfloat16(model: openvino.Model, scratch: Path) -> list[openvino.Tensor]:
-    """Replace every float32 constant but the vectors by a bfloat16 one and a conversion to float32.
+    """Replace every float32 constant but the `vectors()` by a bfloat16 one and a conversion to float32.
 
     This is how OpenVINO itself writes float16 weights, and every plugin knows it as compressed weights. The
     rounded bytes go through a file that is then mapped, so the process never holds more than one tensor.
-    Vectors stay float32, for the same reason as with float16.
+    Those stay float32, for the same reason as with float16.
 
     Args:
         model: Changed in place; afterwards its weights lie in the file until it is saved.
@@ -31,12 +31,13 @@ def store_as_bfloat16(model: openvino.Model, scratch: Path) -> list[openvino.Ten
     from openvino import opset13 as ops
 
     path = scratch / "bfloat16.bin"
+    kept = vectors(model)
     chosen = [
         node
         for node in model.get_ordered_ops()
         if node.get_type_name() == "Constant"
         and node.get_element_type() == openvino.Type.f32
-        and not is_vector(node.get_output_shape(0))
+        and node.get_friendly_name() not in kept
     ]
     places = []
     with path.open("wb") as file:
