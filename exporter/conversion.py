@@ -104,8 +104,10 @@ class Plan:
             ResourceError: The artifact does not fit the disk, or the export not the memory.
         """
         if self.free_disk < self.disk * DISK_MARGIN:
+            largest = max(self.components, key=lambda component: component.disk)
+            alone = f" ({human(largest.disk)} of it the {largest.name})" if len(self.components) > 1 else ""
             raise ResourceError(
-                f"Not enough disk: the artifact takes {human(self.disk)}, {self.output.parent} has "
+                f"Not enough disk: the artifact takes {human(self.disk)}{alone}, {self.output.parent} has "
                 f"{human(self.free_disk)} free.",
                 hint="Free some space, choose another disk with -o, or store less with --dtype float16.",
             )

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from exporter import conversion
 from exporter.artifact import Artifact
-from exporter.errors import ResourceError, UsageError
+from exporter.errors import ResourceError, UnsupportedError, UsageError
 from exporter.progress import NullProgress
 
 pytest.importorskip("onnx")
@@ -77,6 +80,37 @@ def test_a_stopped_conversion_leaves_nothing_and_resumes(
     assert resumed.changed_files() == []
     assert resumed.manifest.digest() == whole.manifest.digest(), "the same bytes as without the stop"
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "no staging folder or lock is left"
+
+
+class Airy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.airy_ai(x)
+
+
+class WithAiry(nn.Module):
+    """A VAE decoder with a step that no format knows."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.inner.odd_step = Airy()
+
+    def forward(self, latent_sample: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.inner.odd_step(self.inner.decode(latent_sample, return_dict=False)[0]),)
+
+
+def test_an_unsupported_operator_leaves_the_other_components_complete(tiny: Path, tmp_path: Path) -> None:
+    names = ["text_encoder", "vae_decoder"]
+    plan = conversion.make_plan(str(tiny), "onnx", tmp_path / "out", {}, components=names, verify=False)
+    first, second = plan._components
+    odd = replace(plan, _components=[first, replace(second, adapt=WithAiry)])
+    with pytest.raises(UnsupportedError, match=r"vae_decoder.*special_airy_ai.*'odd_step'"):
+        conversion.convert(odd)
+    assert not (tmp_path / "out").exists()
+    result = conversion.convert(plan)
+    assert result.resumed == ("text_encoder",)
+    assert [c.name for c in result.artifact.manifest.components] == names
+    assert result.artifact.changed_files() == []
 
 
 def test_two_conversions_into_one_folder(tiny: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ COMMON = [
         help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512.",
     ),
     click.option(
-        "--dtype", metavar="DTYPE", help="Stored weights: float32 or float16.  [default: float32]"
+        "--dtype", metavar="DTYPE",
+        help="Stored weights: float32, float16, or bfloat16 where the runtime takes it.  [default: float32]",
     ),
     click.option(
         "--attention", metavar="KIND", help="How attention is written, where the target has a choice."

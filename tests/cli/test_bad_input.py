@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -50,6 +51,12 @@ def test_static_that_makes_no_sense(tiny: Path, tmp_path: Path, static: str) -> 
 
 def test_unknown_dtype(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, tmp_path / "out", "--dtype", "float7").failed(2, "--dtype", "float16")
+
+
+def test_a_dtype_that_the_runtime_cannot_run(tiny: Path, tmp_path: Path) -> None:
+    ran = convert(tiny, tmp_path / "out", "--dtype", "bfloat16", to="onnx")
+    ran.failed(2, "ONNX Runtime has no bfloat16 kernels", "float16", "--to openvino")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_component(tiny: Path, tmp_path: Path) -> None:
@@ -137,6 +144,22 @@ def test_disk_too_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     convert(tiny, tmp_path / "out").failed(6, "disk", "1.0 kB")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_component_larger_than_the_free_disk(copy: Path, tmp_path: Path) -> None:
+    """Its file is real, and almost all hole: the plan reads the header only."""
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    numbers = shutil.disk_usage(tmp_path).free // 4 + 10**9
+    entry = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}
+    header = json.dumps({"conv_in.weight": entry}).encode()
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    try:
+        os.truncate(weights, 8 + len(header) + 4 * numbers)
+    except OSError as error:
+        pytest.skip(f"no file of that size can be made here: {error}")
+    for to in ("onnx", "openvino"):
+        convert(copy, tmp_path / "out", to=to).failed(6, "Not enough disk", "the unet", "free")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
 def test_memory_too_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

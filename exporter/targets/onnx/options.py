@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from exporter.targets.base import Options
 
@@ -27,6 +27,16 @@ class OnnxOptions(Options):
 
     attention: Literal["fused", "opset23", "decomposed"] = "fused"
     opset: int | None = Field(default=None)
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _dtype_that_runs(cls, value: Any) -> Any:
+        if value == "bfloat16":
+            raise ValueError(
+                "ONNX Runtime has no bfloat16 kernels for Conv, MatMul and Add on a CPU, so the file could "
+                "not be run; take float16 or float32, or --to openvino, which runs bfloat16 weights"
+            )
+        return value
 
     @model_validator(mode="after")
     def _opset_has_the_operators(self) -> OnnxOptions:

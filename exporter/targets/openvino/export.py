@@ -41,7 +41,7 @@ def estimate(component: Component, options: OpenVinoOptions) -> Estimate:
     The temporary float32 weights are counted in memory, for they are mapped; on disk they are gone
     at the end.
     """
-    item = 2 if options.dtype == "float16" else 4
+    item = 4 if options.dtype == "float32" else 2
     return Estimate(
         disk=component.parameters * item + OVERHEAD_DISK,
         memory=component.parameters * 4 + OVERHEAD_MEMORY,
@@ -178,6 +178,13 @@ def save(model: openvino.Model, path: Path, scratch: Path, options: OpenVinoOpti
     """
     import openvino
 
+    if options.dtype == "bfloat16":
+        from exporter.targets.openvino.bfloat16 import store_as_bfloat16
+
+        held = store_as_bfloat16(model, scratch)
+        openvino.save_model(model, path, compress_to_fp16=False)
+        del held
+        return path
     if options.dtype == "float32":
         openvino.save_model(model, path, compress_to_fp16=False)
         return path
@@ -206,7 +213,7 @@ def describe_files(entry: Path, component: Component, options: OpenVinoOptions) 
         details={
             "precision_hint": options.precision_hint,
             "attention": ATTENTION,
-            "weights": "float32" if options.dtype == "float32" else "float16, vectors float32",
+            "weights": "float32" if options.dtype == "float32" else f"{options.dtype}, vectors float32",
         },
     )
 

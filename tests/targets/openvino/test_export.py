@@ -15,6 +15,7 @@ from exporter.errors import UnsupportedError
 from exporter.progress import NullProgress
 from exporter.targets.openvino import OpenVinoOptions, OpenVinoTarget
 from exporter.targets.openvino import export as export_module
+from exporter.targets.openvino.timestep import TABLE
 from tests.targets.openvino.conftest import NAMES, Exported, errors, export
 
 UNTRACED = [
@@ -52,6 +53,31 @@ def test_float16_halves_the_file(exported: Exported, half: Exported, name: str) 
 
     # The tiny model has relatively many vectors, which stay float32.
     assert weights(half) < 0.56 * weights(exported)
+
+
+def test_bfloat16_weights_are_stored_and_run(tiny: Path, tmp_path: Path) -> None:
+    """Half the bytes, vectors untouched, and under `f32` the exact result of the rounded weights."""
+    import openvino
+
+    def rounded(module: torch.nn.Module) -> None:
+        for parameter in module.parameters():
+            if not parameter.is_meta and sum(size != 1 for size in parameter.shape) > 1:
+                parameter.data = parameter.data.to(torch.bfloat16).float()
+
+    artifact = export(tiny, tmp_path, ("text_encoder", "unet"), dtype="bfloat16")
+    for name, record in artifact.records.items():
+        size = Size(batch=2, height=64, width=128, sequence=77, factor=8)
+        assert max(errors(artifact, name, size, rounded)) <= 1e-5
+        assert min(errors(artifact, name, size)) >= 1e-4, "the weights are rounded"
+        model = openvino.Core().read_model(artifact.root / record.entry)
+        kinds = {
+            (node.get_element_type().get_type_name(), sum(n != 1 for n in node.get_output_shape(0)) > 1)
+            for node in model.get_ops()
+            if node.get_type_name() == "Constant" and node.get_element_type().is_real()
+            if node.get_friendly_name() != TABLE
+        }
+        assert kinds == {("bf16", True), ("f32", False)}
+        assert record.details["weights"] == "bfloat16, vectors float32"
 
 
 def test_frequencies_of_the_timestep_stay_float32(half: Exported) -> None:
