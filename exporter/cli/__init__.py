@@ -15,6 +15,7 @@ cli = VerbGroup(
         Verb("convert", "Convert a checkpoint and verify what was written."),
         Verb("verify", "Judge an artifact against the PyTorch reference."),
         Verb("run", "Paint one picture with an artifact or a checkpoint."),
+        Verb("bench", "Measure artifacts and PyTorch side by side."),
         Verb("inspect", "List the components of a checkpoint or an artifact."),
         Verb("cache", "Show or clear what earlier runs keep to be faster."),
         Verb("download", "Fetch what a pipeline needs from the Hub."),

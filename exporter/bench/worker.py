@@ -1,0 +1,159 @@
+"""The process of one competitor: reads requests as JSON lines, answers with JSON lines."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ArtifactError, ExporterError
+
+PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer")
+
+
+class Stopwatch:
+    """Times every call of the pipeline's heavy parts, on whatever runs them."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        for name in PARTS:
+            module = getattr(pipeline, name, None)
+            if module is not None:
+                module.forward = self._timed(name, module.forward)
+        vae = getattr(pipeline, "vae", None)
+        if vae is not None:
+            vae.decode = self._timed("vae_decoder", vae.decode)
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            result = call(*arguments, **named)
+            self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+            return result
+
+        return timed
+
+    def medians(self) -> dict[str, float]:
+        """Of all calls since the last time this was asked."""
+        found = {name: statistics.median(times) for name, times in self.seconds.items()}
+        self.seconds = {}
+        return found
+
+
+class Worker:
+    """Opens one pipeline, then paints with it."""
+
+    def __init__(self) -> None:
+        self.pipeline: Any = None
+        self.settings: dict[str, Any] = {}
+
+    def open(self, source: str, settings: dict[str, Any]) -> dict[str, Any]:
+        from exporter import pipeline
+        from exporter.artifact import MANIFEST, Artifact
+        from exporter.checkpoints.published import local_folder
+
+        self.settings = settings
+        began = time.perf_counter()
+        self.pipeline = pipeline.load(
+            source, device=settings["device"], precision_hint=settings["precision_hint"]
+        )
+        load = time.perf_counter() - began
+        self.watch = Stopwatch(self.pipeline)
+        folder = local_folder(source)
+        if folder is None or not (folder / MANIFEST).is_file():
+            return {
+                "target": "pytorch", "load": load, "disk": _checkpoint_bytes(source),
+                "precision_hint": None, "static": None, "verdict": None,
+            }  # fmt: skip
+        artifact = Artifact.open(folder)
+        manifest = artifact.manifest
+        static = manifest.options.get("static")
+        hint = settings["precision_hint"] or next(
+            (c.details.get("precision_hint") for c in manifest.components if "precision_hint" in c.details),
+            None,
+        )
+        return {
+            "target": manifest.target, "load": load, "precision_hint": hint,
+            "disk": sum(f.bytes for f in manifest.all_files()), "verdict": artifact.verified(),
+            "static": "x".join(map(str, static)) if static else None,
+        }  # fmt: skip
+
+    def paint(self) -> dict[str, Any]:
+        from exporter import pipeline
+
+        if self.pipeline is None:
+            raise ArtifactError("Nothing is open.")
+        s = self.settings
+        began = time.perf_counter()
+        (picture,) = pipeline.paint(
+            self.pipeline, [s["prompt"]], seed=s["seed"], steps=s["steps"], guidance=s["guidance"],
+            height=s["height"], width=s["width"],
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        data = io.BytesIO()
+        picture.save(data, format="PNG")
+        return {
+            "seconds": seconds,
+            "parts": self.watch.medians(),
+            "peak_memory": _peak_memory(),
+            "arithmetic": self._arithmetic(),
+            "picture": base64.b64encode(data.getvalue()).decode("ascii"),
+        }
+
+    def _arithmetic(self) -> str:
+        """As the runners say themselves; PyTorch's is that of its weights."""
+        found = []
+        for name in (*PARTS, "vae"):
+            module = getattr(self.pipeline, name, None)
+            if module is None:
+                continue
+            runner = getattr(module, "runner", None)
+            kind = runner.precision if runner is not None else str(module.dtype).removeprefix("torch.")
+            found.append(kind or "unknown")
+        return ", ".join(dict.fromkeys(found))
+
+
+def _peak_memory() -> int:
+    """Bytes; the kernel counts in kB on Linux and in bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def _checkpoint_bytes(source: str) -> int:
+    from exporter.checkpoints import resolve
+
+    checkpoint = resolve(source)
+    folders = [f for f in checkpoint.component_classes if (checkpoint.root / f / "config.json").is_file()]
+    files: set[Path] = {path for folder in folders for path in checkpoint.weight_files(folder)}
+    return sum(path.stat().st_size for path in files)
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print; the pipe carries only answers
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, Any]
+        try:
+            answer = (
+                worker.open(request["open"], request["settings"]) if "open" in request else worker.paint()
+            )
+        except ExporterError as error:
+            answer = {"error": {"type": type(error).__name__, "message": error.message, "hint": error.hint}}
+        except Exception as error:  # a runtime's own; the parent says which competitor it was
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            answer = {"error": {"type": "ArtifactError", "message": f"it cannot paint: {text}"}}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""`exporter bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter.cli._group import Command
+from exporter.cli._output import Output
+from exporter.cli._show import bytes_text, seconds_text, table
+from exporter.cli._types import Finite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from exporter.bench import BenchResult
+
+
+@click.command(
+    "bench",
+    cls=Command,
+    examples=(
+        ("An artifact against the PyTorch pipeline", "exporter bench builtin:shapes shapes-onnx"),
+        ("Static against dynamic shapes", "exporter bench shapes-ov shapes-ov-1x128x128 --runs 10"),
+        (
+            "With a page: speed against fidelity, and the pictures",
+            "exporter bench builtin:shapes shapes-onnx shapes-ov --page bench.html",
+        ),
+    ),
+)
+@click.argument("sources", nargs=-1, required=True, metavar="ARTIFACT|SOURCE...")
+@click.option("--prompt", metavar="TEXT", help="What is painted.  [default: one that fits the model]")
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Pictures that count.")
+@click.option(
+    "--warm-up", type=click.IntRange(min=0), default=1, show_default=True, help="Pictures before that."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Scheduler steps.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first noise.")
+@click.option("--guidance", type=Finite(), default=7.5, show_default=True, help="Guidance scale.")
+@click.option("--height", type=click.IntRange(min=8), help="Pixels.  [default: native]")
+@click.option("--width", type=click.IntRange(min=8), help="Pixels.  [default: native]")
+@click.option("--device", metavar="DEVICE", help="The runtime's device, or PyTorch's.")
+@click.option(
+    "--precision-hint",
+    type=click.Choice(["f32", "bf16", "f16", "default"]),
+    help="Arithmetic for runtimes that choose it.  [default: what each artifact was made for]",
+)
+@click.option(
+    "--one-at-a-time", is_flag=True, help="Hold one competitor in memory at a time; they do not take turns."
+)
+@click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page too.")
+@click.pass_obj
+def command(
+    output: Output,
+    /,
+    sources: tuple[str, ...],
+    one_at_a_time: bool,
+    page: Path | None,
+    **settings: Any,
+) -> int:
+    """Measure artifacts, and checkpoints in PyTorch, against the first of them.
+
+    Each runs in a process of its own; they paint the same picture in turn. Shown are the median time
+    of a picture with its spread, load time and first picture, peak memory, size, the arithmetic that
+    was really used, and how far each picture is from the first one's.
+    """
+    from exporter import bench
+
+    with output.progress() as progress:
+        result = bench.run(sources, interleave=not one_at_a_time, progress=progress, **settings)
+    if page is not None:
+        from exporter.bench.page import write_page
+
+        write_page(result, page)
+    output.result(
+        result.as_dict(),
+        human=lambda console: _show(console, result, page),
+        quiet="\n".join(f"{row.median:.4f}" for row in result.rows),
+    )
+    return result.exit_code
+
+
+def _show(console: Console, result: BenchResult, page: Path | None) -> None:
+    from exporter.bench.page import decibels, seconds
+
+    rows = []
+    for row in result.rows:
+        fast, slow = row.spread
+        hint = f" (hint {row.precision_hint})" if row.precision_hint else ""
+        rows.append(
+            (
+                row.name,
+                f"{row.arithmetic}{hint}",
+                seconds(row.median),
+                f"{seconds(fast)}–{seconds(slow)}",
+                "" if row.speedup is None else f"{row.speedup:.2f}×",
+                seconds(row.first),
+                seconds_text(row.load) if row.error is None else "",
+                bytes_text(row.peak_memory),
+                bytes_text(row.disk),
+                decibels(row.psnr),
+            )
+        )
+    times = ("a picture>", "spread>", "speed>", "first>", "load>")
+    heads = ("source", "arithmetic", *times, "memory>", "disk>", "PSNR>")
+    console.print(table(heads, rows))
+    s = result.settings
+    console.print(f"“{s.prompt}”, {s.steps} steps, {s.runs} pictures each", soft_wrap=True)
+    for row in result.rows:
+        if row.error is not None:
+            console.print(f"{row.name}: {row.error.message}", soft_wrap=True)
+    if page is not None:
+        console.print(f"page: {page}", soft_wrap=True)
