@@ -255,4 +255,10 @@ def _blame(bad: str, rows: dict[str, ModuleRow], known: Trace) -> tuple[str, str
             f"{owner or 'the component'} itself, which gives no intermediate value: the fault is there or in "
             f"{bad.rsplit('.', 1)[-1]}."
         )
+    between = sorted(s.removeprefix(Trace.THROUGH) for s in inputs if s.startswith(Trace.THROUGH))
+    if between:
+        return bad, (
+            f"{bad} is the first module whose output is off; what enters it is right, but comes through "
+            f"{between[0]}, which runs several times and shows no value of its own: the fault may be there."
+        )
     return bad, f"{bad} is the first module whose output is off; everything that enters it is right."

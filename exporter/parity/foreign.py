@@ -31,15 +31,21 @@ def has_manifest(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def describe(path: Path, against: str | None) -> Artifact:
+OPTIONAL = frozenset({"vae_encoder"})
+"""What an export for text to image may leave out."""
+
+
+def describe(path: Path, against: str | None, wanted: Sequence[str] | None = None) -> Artifact:
     """An artifact with a manifest made up from what lies there. Nothing is written.
 
     Args:
         path: A folder with a folder per component.
         against: The checkpoint it is claimed to be made from.
+        wanted: Components that must be there; None wants those that a picture needs.
 
     Raises:
-        ArtifactError: No such folder, no `against`, or nothing in it that a target opens.
+        ArtifactError: No such folder, no `against`, nothing in it that a target opens, or a component
+            is missing.
     """
     from exporter.architectures import components_of
     from exporter.checkpoints import resolve
@@ -56,6 +62,13 @@ def describe(path: Path, against: str | None) -> Artifact:
     components = components_of(checkpoint)
     name = _target_of(path, components)
     target = get_target(name)
+    for component in components:
+        needed = component.name in wanted if wanted is not None else component.name not in OPTIONAL
+        if needed and not (path / component.name / ENTRIES[name]).is_file():
+            raise ArtifactError(
+                f"{path} has no {component.name}/{ENTRIES[name]}: its {component.name} is missing.",
+                hint="Export it as well, or name the components to judge: --component NAME.",
+            )
     records = [
         _record(path, component, ENTRIES[name], target)
         for component in components

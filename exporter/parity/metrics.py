@@ -97,7 +97,8 @@ def relative(error_norm: float, truth_norm: float) -> float:
 
 
 def cosine(actual: np.ndarray, truth: np.ndarray) -> float:
-    """Cosine similarity `sum(a t) / (||a|| ||t||)`, in [-1, 1]; scale-blind, so never judged alone."""
+    """Cosine similarity `sum(a t) / (||a|| ||t||)`, in [-1, 1] (Salton & McGill, Introduction to Modern
+    Information Retrieval, 1983); scale-blind, so never judged alone."""
     import numpy as np
 
     norms = norm(actual), norm(truth)
@@ -136,6 +137,10 @@ def psnr_db(actual: np.ndarray, truth: np.ndarray, peak: float = 1.0) -> float:
 
 def ssim(actual: np.ndarray, truth: np.ndarray, peak: float = 1.0, window: int = 7) -> float:
     """Mean structural similarity over channels with a uniform window (Wang et al. 2004, IEEE TIP 13(4)).
+
+    With means m, unbiased variances v and the covariance vxy inside the window, at every place
+    `(2 mx my + c1) (2 vxy + c2) / ((mx^2 + my^2 + c1) (vx + vy + c2))`, where
+    `c1 = (0.01 peak)^2` and `c2 = (0.03 peak)^2`.
 
     Args:
         actual / truth: `[height, width, channel]`, floats in [0, peak], at least `window` wide and high.

@@ -44,10 +44,12 @@ class Trace:
         order: Modules in the order in which they finished, each once; those called twice are left out.
         elements: Number of elements of a module's output.
         sources: Modules whose outputs enter a module, or `CODE` + path for a value made by that
-            module's own code; the component's inputs count as neither.
+            module's own code; the component's inputs count as neither. `THROUGH` +
+            path for an activation on the way that runs several times and shows no output of its own.
     """
 
     CODE: ClassVar[str] = "code:"
+    THROUGH: ClassVar[str] = "through:"
 
     order: list[str] = field(default_factory=list)
     elements: dict[str, int] = field(default_factory=dict)
@@ -112,10 +114,10 @@ def trace(reference: Reference, inputs: Tensors) -> Trace:
             stack.pop()
             through = transparent.pop()
             tensor = first_tensor(output)
-            if not through:
-                for leaf in tree_leaves(output):
-                    if isinstance(leaf, torch.Tensor):
-                        follow.mark(leaf, {name})
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, torch.Tensor):
+                    passed = follow.of(leaf) | {Trace.THROUGH + name}
+                    follow.mark(leaf, passed if through else {name})
             if tensor is not None and tensor.is_floating_point():
                 result.order.append(name)
                 result.elements[name] = tensor.numel()
@@ -134,4 +136,6 @@ def trace(reference: Reference, inputs: Tensors) -> Trace:
         for handle in handles:
             handle.remove()
     result.order = [name for name in result.order if calls[name] == 1]
+    once = {Trace.THROUGH + name for name, count in calls.items() if count == 1}
+    result.sources = {name: origin - once for name, origin in result.sources.items()}
     return result

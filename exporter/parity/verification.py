@@ -94,7 +94,7 @@ def verify(
     elif ours:
         opened = Artifact.open(artifact)
     else:
-        opened = describe(artifact, against)
+        opened = describe(artifact, against, components)
     job = _Job(
         opened,
         Settings(

@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--component", action="append", default=[])
     parser.add_argument("--steps", default="2")
     parser.add_argument("--samples", default="1")
+    parser.add_argument("--prompts", help="file, one prompt a line")
+    parser.add_argument("--no-pipeline", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
@@ -58,32 +60,14 @@ def main() -> None:
         artifact = work / f"sd15-{options.target}"
         program = [sys.executable, "-m", "exporter", "--json"]
         if not artifact.exists():
-            result = measured(
-                [
-                    *program,
-                    "convert",
-                    str(checkpoint),
-                    "--to",
-                    options.target,
-                    "-o",
-                    str(artifact),
-                    "--no-verify",
-                ]
-            )
+            plan = ["convert", checkpoint, "--to", options.target, "-o", artifact, "--no-verify"]
+            result = measured([*program, *map(str, plan)])
             print(f"convert: {result.seconds:.0f} s, peak {result.peak / 1e9:.2f} GB, exit {result.code}")
-        chosen = [part for name in options.component for part in ("--component", name)]
-        result = measured(
-            [
-                *program,
-                "verify",
-                str(artifact),
-                "--steps",
-                options.steps,
-                "--samples",
-                options.samples,
-                *chosen,
-            ]
-        )
+        asked = ["verify", artifact, "--steps", options.steps, "--samples", options.samples]
+        asked += [part for name in options.component for part in ("--component", name)]
+        asked += ["--prompts", options.prompts] if options.prompts else []
+        asked += ["--no-pipeline"] if options.no_pipeline else []
+        result = measured([*program, *map(str, asked)])
         report = json.loads(result.stdout)
         weights = (checkpoint / "unet/diffusion_pytorch_model.safetensors").stat().st_size
         print(f"verify: {result.seconds:.0f} s, peak {result.peak / 1e9:.2f} GB, exit {result.code}")

@@ -51,6 +51,16 @@ def test_a_fault_in_it_fails(optimum_export: Path, tiny: Path, tmp_path: Path) -
     assert report.components[0].worst is not None and report.components[0].worst.ratio > 100
 
 
+def test_a_component_that_is_missing_is_said(optimum_export: Path, tiny: Path, tmp_path: Path) -> None:
+    hidden = optimum_export / "unet"
+    hidden.rename(tmp_path / "unet")
+    try:
+        with pytest.raises(ArtifactError, match=r"no unet/model\.onnx: its unet is missing"):
+            verify(optimum_export, against=str(tiny), cache=tmp_path / "c")
+    finally:
+        (tmp_path / "unet").rename(hidden)
+
+
 def test_it_needs_to_be_told_the_source(optimum_export: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"no exporter\.json"):
         verify(optimum_export)

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--honest", type=int, help="how many honest conversions; all by default")
     parser.add_argument("--work", type=Path, help="folder to keep, so that a later run goes on from it")
     parser.add_argument("--json", type=Path, help="write every row here")
-    parser.add_argument("--readme", action="store_true", help="write the table into tests/mutation/README.md")
+    parser.add_argument("--readme", action="store_true", help="write the tables into both READMEs")
     parser.add_argument("--table-only", action="store_true", help="run nothing, use what --work holds")
     args = parser.parse_args()
 

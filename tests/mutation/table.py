@@ -12,6 +12,7 @@ from tests.mutation.peers import GATES
 from tests.mutation.suite import Calm, Row
 
 README = Path(__file__).parent / "README.md"
+ROOT_README = README.parent.parent.parent / "README.md"
 BEGIN, END = "<!-- mutation:begin -->", "<!-- mutation:end -->"
 TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
 
@@ -85,7 +86,7 @@ class Results:
             for target, mode, largest, row in self.largest():
                 title = TITLES.get(target, target)
                 lines.append(f"  largest error ÷ limit, {title}, {mode}: {largest:.2f} ({row.label})")
-        caught = [row for row in self.faults if row.ratio is not None and row.detected]
+        caught = [row for row in self.faults if row.ratio is not None and row.detected and not row.by_sight]
         if caught:
             least = min(caught, key=lambda row: row.ratio or math.inf)
             lines.append(
@@ -110,7 +111,7 @@ class Results:
         lines = [_row(head), _row(["---"] * len(head))]
         for name in dict.fromkeys(row.fault for row in self._ordered()):
             lines.append(_row(self._cells(name)))
-        return "\n".join([*self._totals(), "", *lines])
+        return "\n".join([*self.totals(), "", *lines])
 
     def _ordered(self) -> list[Row]:
         """Above the floor first, the least conspicuous first among them."""
@@ -127,7 +128,8 @@ class Results:
         cells += [_peer(rows.get("onnx"), gate) for gate in GATES if gate != "allclose"]
         return cells + [_peer(rows.get(target), "allclose") for target in self.targets]
 
-    def _totals(self) -> list[str]:
+    def totals(self) -> list[str]:
+        """Who catches how much, and who raises how many false alarms: a table."""
         lines = [
             _row(["gate", "format", "faults above the floor found", "false alarms"]),
             _row(["---"] * 4),
@@ -183,7 +185,13 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_readme(results: Results, path: Path = README) -> None:
+def write_readme(results: Results) -> None:
+    """The whole table into this folder's page, and who catches how much into the project's."""
+    _replace(README, f"{results.markdown()}\n\n```\n{results.summary()}\n```")
+    _replace(ROOT_README, "\n".join(results.totals()))
+
+
+def _replace(path: Path, body: str) -> None:
     """Replace what stands between the markers.
 
     Raises:
@@ -194,5 +202,4 @@ def write_readme(results: Results, path: Path = README) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path.name} lacks the markers {BEGIN} and {END}")
-    body = f"{results.markdown()}\n\n```\n{results.summary()}\n```"
     path.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")

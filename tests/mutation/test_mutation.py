@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tests.mutation.catalogue import BY_NAME, CATALOGUE
-from tests.mutation.workshop import Workshop
+from tests.mutation.files import edit_onnx
+from tests.mutation.table import BEGIN, END, README, ROOT_README
+from tests.mutation.workshop import Workshop, rehash
 
 TARGETS = ("onnx", "openvino")
 FAST = (
@@ -42,6 +45,23 @@ def test_a_planted_fault_is_found_and_named(shop: Workshop, target: str, name: s
         assert outcome.blamed == module, outcome.reason
 
 
+def test_data_outside_the_folder_is_refused(shop: Workshop) -> None:
+    root = shop.copy("onnx", "vae_encoder", "outside")
+    data = root / "vae_encoder" / "model.onnx_data"
+    (root.parent / "elsewhere").write_bytes(data.read_bytes())
+
+    def point(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = "../../elsewhere"
+
+    edit_onnx(root / "vae_encoder", point)
+    rehash(root)
+    outcome = shop.judge(root)
+    assert outcome.detected and "outside its folder" in outcome.reason
+
+
 @pytest.mark.parametrize("name", ["element-x1.001", "tanh-gelu", "eps-group"])
 def test_what_a_fault_costs_is_what_the_verifier_measures(shop: Workshop, name: str) -> None:
     """Two ways to one number: float64 PyTorch with the fault, and the faulty artifact."""
@@ -57,6 +77,15 @@ def test_what_a_fault_costs_is_what_the_verifier_measures(shop: Workshop, name: 
 def test_nothing_changed_costs_nothing(shop: Workshop) -> None:
     cost = shop.cost("unet", lambda module: None)
     assert (cost.floors, cost.limits) == (0.0, 0.0)
+
+
+def test_the_project_shows_the_totals_of_the_same_run() -> None:
+    def written(path: Path) -> str:
+        return path.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
+
+    totals = written(ROOT_README)
+    assert "**exporter**" in totals and totals in written(README)
+    assert "MISSED" not in written(README) and "FALSE ALARM" not in written(README)
 
 
 def test_every_fault_is_told_apart() -> None:

@@ -71,6 +71,15 @@ def test_the_fault_is_named(judge_torch: JudgeTorch, fault: object, named: str) 
     assert any(row.state == "ok" for row in found.rows) or named == "conv_in"
 
 
+def test_an_activation_without_a_value_of_its_own_is_mentioned(judge_torch: JudgeTorch) -> None:
+    def relu(module: nn.Module) -> None:
+        module.inner.get_submodule("down_blocks.0.resnets.0").nonlinearity = nn.ReLU()
+
+    found = judge_torch(components=["unet"], faults={"unet": relu}).components[0].bisection
+    assert found is not None and found.first_bad == "down_blocks.0.resnets.0.conv1"
+    assert "down_blocks.0.resnets.0.nonlinearity, which runs several times" in found.explanation
+
+
 def test_narrowing_in_rounds_finds_the_same(judge_torch: JudgeTorch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bisection, "ROUND_BYTES", 200_000)
     fault = weight_of("up_blocks.1.resnets.0.conv2")

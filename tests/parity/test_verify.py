@@ -267,6 +267,15 @@ def test_artifact_without_its_source(judge_torch: JudgeTorch, tiny: Path, tmp_pa
         judge_torch(root=root, against=str(tmp_path / "elsewhere"))
 
 
+def test_an_artifact_whose_component_is_missing(
+    judge_torch: JudgeTorch, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    root = make_artifact(checkpoint, tmp_path / "artifact", components=["text_encoder", "unet"])
+    shutil.rmtree(root / "unet")
+    with pytest.raises(ArtifactError, match=r"changed after it was made: unet/\S+ \(\S+ is missing\)"):
+        judge_torch(root=root)
+
+
 def test_another_revision_of_the_source(
     judge_torch: JudgeTorch, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
