@@ -71,14 +71,44 @@ class ComponentRecord(Record):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class OverlayRecord(Record):
+    """Something laid over the source before the export.
+
+    Attributes:
+        kind: `lora`, `vae`, `textual_inversion` or `scheduler`.
+        source: As the user named it: a file, a folder, a Hub id, the name of a scheduler.
+        scale: Of a LoRA.
+        files: What it was read from, with hashes; paths relative to the source (a file: its name).
+        details: What else is worth remembering (the tokens of a textual inversion …).
+    """
+
+    kind: Literal["lora", "vae", "textual_inversion", "scheduler"]
+    source: str
+    scale: float | None = None
+    files: list[FileRecord] = Field(default_factory=list)
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
 class SourceRecord(Record):
-    """Where the weights came from."""
+    """Where the weights came from.
+
+    Attributes:
+        config / tokenizer: Folders that told what a single file does not (`--config`, `--tokenizer`).
+        pickle: The source is a pickle, opened because the user asked for it.
+        overlays: What was laid over it, in order.
+        notes: What was assumed or left out.
+    """
 
     source: str
     revision: str | None = None
     variant: str | None = None
     pipeline_class: str
     files: list[FileRecord] = Field(default_factory=list)
+    config: str | None = None
+    tokenizer: str | None = None
+    pickle: bool = False
+    overlays: list[OverlayRecord] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class VerificationRecord(Record):

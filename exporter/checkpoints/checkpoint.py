@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter.artifact import FileRecord, hash_file
+from exporter.artifact import FileRecord, OverlayRecord, hash_file
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
 from exporter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 
@@ -103,6 +107,36 @@ class Checkpoint:
             f"Component {folder!r} of {self.source} has no safetensors weights in {base}.",
             hint="Download the complete checkpoint.",
         )
+
+    def reference_stored(self, folder: str) -> dict[str, StoredTensor]:
+        """As `stored`, for the module that artifacts are judged against.
+
+        A source that is renamed or changed on its way gives the same tensors here by another way, so
+        that a fault of the first way is seen.
+        """
+        return self.stored(folder)
+
+    def attach(self, folder: str, module: nn.Module, dtype: torch.dtype) -> None:
+        """Add to the reference module of a component what is computed beside its weights (a LoRA)."""
+
+    @property
+    def overlays(self) -> tuple[OverlayRecord, ...]:
+        """What was laid over the source, in order."""
+        return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: what was assumed, what was left out."""
+        return ()
+
+    @property
+    def opened_with(self) -> Mapping[str, Any]:
+        """Fields of the manifest's `SourceRecord` that say how the source was opened."""
+        return {}
+
+    def reference_digest(self, folder: str) -> str:
+        """Identity of what `attach` adds; empty when it adds nothing."""
+        return ""
 
     @cached_property
     def files(self) -> list[FileRecord]:
