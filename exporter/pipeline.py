@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
+from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
 from exporter.errors import ArtifactError, BackendMissing, InputError, UsageError
 from exporter.progress import NullProgress, Progress
@@ -179,9 +179,7 @@ def from_checkpoint(
         given: dict[str, Any] = {}
     else:  # weights that do not lie in the folder as diffusers wants them
         given = {c.folder: whole_module(c) for c in components_of(checkpoint)}
-    pipeline = cls.from_pretrained(
-        checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given
-    )
+    pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(where)
 

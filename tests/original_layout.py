@@ -75,9 +75,7 @@ def vae(state: State, config: dict, prefix: str = "first_stage_model.") -> State
         new = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
         new = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", new)
         new = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", new)
-        new = re.sub(
-            r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{top - int(m[1])}.block.{m[2]}", new
-        )
+        new = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{top - int(m[1])}.block.{m[2]}", new)
         new = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{top - int(m[1])}.upsample", new)
         new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new)
         if "mid_block.attentions.0" in new:
@@ -100,7 +98,7 @@ def clip(state: State, prefix: str = "cond_stage_model.transformer.") -> State:
 
 
 def openclip(state: State, prefix: str = "cond_stage_model.model.", *, spare: int = 0) -> State:
-    """OpenCLIP's layout; `spare` repeats the last layer at the end, as Stable Diffusion 2 has one too many."""
+    """OpenCLIP's layout; `spare` layers more at the end, as Stable Diffusion 2 has one too many."""
     result: State = {}
     embeddings = "text_model.embeddings."
     result["token_embedding.weight"] = state[f"{embeddings}token_embedding.weight"]

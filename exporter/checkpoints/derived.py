@@ -50,7 +50,7 @@ class MadeTensor(StoredTensor):
         import torch
 
         flat = self.make().detach().contiguous().reshape(-1)
-        return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+        return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def made(
@@ -86,9 +86,7 @@ def rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
     shape = (stop - start, *tensor.shape[1:])
     if type(tensor) is StoredTensor:
         row = tensor.nbytes // tensor.shape[0] if tensor.shape[0] else 0
-        return replace(
-            tensor, shape=shape, offset=tensor.offset + start * row, nbytes=(stop - start) * row
-        )
+        return replace(tensor, shape=shape, offset=tensor.offset + start * row, nbytes=(stop - start) * row)
     return made(tensor.name, tensor.dtype, shape, tensor, lambda: tensor.load()[start:stop])
 
 

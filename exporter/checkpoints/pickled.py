@@ -28,8 +28,8 @@ def refuse(path: Path) -> CheckpointError:
     """The error for a pickle that nobody allowed."""
     return CheckpointError(
         f"{path.name} is a pickle, which can run code when it is opened, so it is refused.",
-        hint="Look for the same file as .safetensors. If you trust its author, add --allow-pickle: it is then "
-        "read by PyTorch's restricted reader, which builds tensors only.",
+        hint="Look for the same file as .safetensors. If you trust its author, add --allow-pickle: "
+        "it is then read by PyTorch's restricted reader, which builds tensors only.",
     )
 
 

@@ -41,9 +41,7 @@ def resolve(
     if path.is_file() and not text.startswith("builtin:"):
         from exporter.checkpoints.single_file import open_single_file
 
-        return open_single_file(
-            text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer
-        )
+        return open_single_file(text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer)
     if config is not None or tokenizer is not None:
         raise UsageError(
             f"--{'config' if config is not None else 'tokenizer'} is for a checkpoint in one file, and "

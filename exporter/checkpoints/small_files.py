@@ -82,7 +82,7 @@ def read_folder(root: Path, folders: list[str]) -> dict[str, bytes]:
     for folder in folders:
         if (root / folder).is_dir():
             for path in sorted((root / folder).iterdir()):
-                if path.is_file() and path.suffix in {".json", ".txt", ".model", ".jinja"}:
-                    if not path.name.endswith(".index.json"):
-                        files[f"{folder}/{path.name}"] = path.read_bytes()
+                small = path.is_file() and path.suffix in {".json", ".txt", ".model", ".jinja"}
+                if small and not path.name.endswith(".index.json"):
+                    files[f"{folder}/{path.name}"] = path.read_bytes()
     return files

@@ -144,9 +144,7 @@ class _Job:
         check_bytes(artifact)
         self.digest = artifact.manifest.digest()
         self.target = get_target(artifact.manifest.target)
-        self.checkpoint: Checkpoint = reference_for(
-            artifact, against, allow_pickle=allow_pickle
-        )
+        self.checkpoint: Checkpoint = reference_for(artifact, against, allow_pickle=allow_pickle)
         self.components: list[Component] = components_of(self.checkpoint)
         self.records = self._chosen()
         if not settings.prompts:

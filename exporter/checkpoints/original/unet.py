@@ -121,7 +121,7 @@ def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
 def _odd(why: str) -> CheckpointError:
     return CheckpointError(
         f"The file's UNet cannot be recognised: {why}.",
-        hint="If diffusers reads it, save it with `from_single_file(...).save_pretrained(...)` and convert that.",
+        hint="If diffusers reads it, save it with `save_pretrained(...)` and convert that folder.",
     )
 
 

@@ -103,7 +103,9 @@ def with_loras(checkpoint: Checkpoint, requests: Sequence[LoraRequest]) -> WithL
     weights = {
         folder: checkpoint.stored(folder) for folder in checkpoint.component_classes if folder in PREFIXES
     }
-    records, branches, remarks = [], [], []
+    records: list[OverlayRecord] = []
+    branches: list[Branch] = []
+    remarks: list[str] = []
     for request in requests:
         path = existing(request.file, "LoRA")
         lora = read_lora(path, request.scale, layers, weights)

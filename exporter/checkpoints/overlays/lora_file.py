@@ -45,7 +45,9 @@ class LoraFile:
     remarks: tuple[str, ...]
 
 
-def read_lora(path: Path, scale: float, layers: Layers, weights: Mapping[str, Mapping[str, StoredTensor]]) -> LoraFile:
+def read_lora(
+    path: Path, scale: float, layers: Layers, weights: Mapping[str, Mapping[str, StoredTensor]]
+) -> LoraFile:
     """Read a LoRA and find its layers.
 
     Args:
@@ -59,8 +61,8 @@ def read_lora(path: Path, scale: float, layers: Layers, weights: Mapping[str, Ma
     """
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(
-            f"The LoRA {path.name} is no .safetensors file; a pickle can run code when it is opened, so it is "
-            "refused.",
+            f"The LoRA {path.name} is no .safetensors file; a pickle can run code when it is opened, "
+            "so it is refused.",
             hint="Look for the same LoRA as .safetensors.",
         )
     file = SafetensorsFile(path)
@@ -80,7 +82,9 @@ def read_lora(path: Path, scale: float, layers: Layers, weights: Mapping[str, Ma
             continue
         pair = found.setdefault(place, {})
         if split[1] in pair:
-            raise CheckpointError(f"{path.name} names the layer {place[1]} of the {place[0]} twice ({key!r}).")
+            raise CheckpointError(
+                f"{path.name} names the layer {place[1]} of the {place[0]} twice ({key!r})."
+            )
         pair[split[1]] = tensor
     if not any("down" in pair or "up" in pair for pair in found.values()):
         raise CheckpointError(
@@ -123,12 +127,11 @@ def _branch(
         and len(up.shape) in (2, 4)
         and down.shape[1] == inputs
         and tuple(down.shape[2:]) in ((kernel, ()) if set(kernel) <= {1} else (kernel,))
-        or (not kernel and tuple(down.shape[1:]) == (inputs, 1, 1))
-    )
+    ) or (not kernel and tuple(down.shape[1:]) == (inputs, 1, 1))
     if not fits or tuple(up.shape[:2]) != (out, rank) or set(up.shape[2:]) - {1}:
         raise CheckpointError(
-            f"{where}: its matrices have the shapes {list(down.shape)} and {list(up.shape)}, which do not fit a "
-            f"weight of shape {list(weight.shape)}.",
+            f"{where}: its matrices have shapes {list(down.shape)} and {list(up.shape)}, which do not fit "
+            f"a weight of shape {list(weight.shape)}.",
             hint="It was made for another model family.",
         )
     alpha = settings.alpha(place, rank)

@@ -46,7 +46,9 @@ PREFIXES = {"unet": ("unet",), "text_encoder": ("te", "te1"), "text_encoder_2": 
 def refused(key: str) -> str | None:
     """The method of a key that is no plain LoRA, or None."""
     for marks, method in REFUSED:
-        if any(mark in key if mark.endswith("_") or "." not in mark else key.endswith(mark) for mark in marks):
+        if any(
+            mark in key if mark.endswith("_") or "." not in mark else key.endswith(mark) for mark in marks
+        ):
             return method
     return None
 

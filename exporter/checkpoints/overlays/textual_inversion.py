@@ -112,9 +112,7 @@ def with_rows(table: StoredTensor, more: StoredTensor) -> StoredTensor:
     return made(table.name, table.dtype, (table.shape[0] + more.shape[0], table.shape[1]), table, make)
 
 
-def _read(
-    path: Path, checkpoint: Checkpoint, allow_pickle: bool
-) -> tuple[str, dict[str, StoredTensor]]:
+def _read(path: Path, checkpoint: Checkpoint, allow_pickle: bool) -> tuple[str, dict[str, StoredTensor]]:
     """The token and its vectors by component folder."""
     name = path.stem
     if path.suffix.lower() in pickled.SUFFIXES:
@@ -123,10 +121,14 @@ def _read(
     elif path.suffix.lower() == ".safetensors":
         tensors = dict(SafetensorsFile(path).tensors)
     else:
-        raise CheckpointError(f"{path.name} is no .safetensors file (nor .bin or .pt), so it holds no embedding.")
+        raise CheckpointError(
+            f"{path.name} is no .safetensors file (nor .bin or .pt), so it holds no embedding."
+        )
     if {"clip_l", "clip_g"} & set(tensors):
         wanted = {folder: key for folder, (_, key) in ENCODERS.items()}
-        found = {f: tensors[k] for f, k in wanted.items() if k in tensors and f in checkpoint.component_classes}
+        found = {
+            f: tensors[k] for f, k in wanted.items() if k in tensors and f in checkpoint.component_classes
+        }
         if "text_encoder_2" in checkpoint.component_classes and len(found) != 2:
             raise CheckpointError(f"{path.name} has vectors for one text encoder, the model has two.")
     elif len(tensors) == 1:
@@ -135,7 +137,7 @@ def _read(
         found = {"text_encoder": tensor}
     else:
         raise CheckpointError(
-            f"{path.name} is no textual inversion: it holds {len(tensors)} tensors instead of one token's vectors."
+            f"{path.name} is no textual inversion: it holds {len(tensors)} tensors, not one token's."
         )
     if not found or not name or name.strip() != name or any(c.isspace() for c in name):
         raise CheckpointError(f"{path.name} gives no usable token ({name!r}).")
@@ -168,7 +170,9 @@ def _tokenizer(
     try:
         tokenizer = CLIPTokenizer.from_pretrained(checkpoint.root / folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"The tokenizer {folder!r} of {checkpoint.source} cannot be opened: {error}.") from error
+        raise CheckpointError(
+            f"The tokenizer {folder!r} of {checkpoint.source} cannot be opened: {error}."
+        ) from error
     known = tokenizer.get_vocab()
     for token in tokens:
         if token in known:
@@ -178,8 +182,8 @@ def _tokenizer(
             )
     if len(tokenizer) != rows:
         raise CheckpointError(
-            f"The tokenizer {folder!r} has {len(tokenizer)} tokens and the embedding {rows} rows, so a new token "
-            "would get the wrong row."
+            f"The tokenizer {folder!r} has {len(tokenizer)} tokens and the embedding {rows} rows, so a new "
+            "token would get the wrong row."
         )
     tokenizer.add_tokens(list(tokens))
     with tempfile.TemporaryDirectory() as temporary:

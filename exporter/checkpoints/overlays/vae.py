@@ -13,7 +13,8 @@ from exporter.checkpoints.derived import held
 from exporter.checkpoints.original import families, vae
 from exporter.checkpoints.overlays.base import Overlaid, record_of
 from exporter.checkpoints.safetensors_file import StoredTensor
-from exporter.checkpoints.single_file import part, read_tensors
+from exporter.checkpoints.single_configs import part
+from exporter.checkpoints.single_file import read_tensors
 from exporter.checkpoints.small_files import as_json, folder_of, read_folder
 from exporter.errors import CheckpointError
 
