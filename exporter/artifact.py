@@ -21,6 +21,9 @@ from exporter.errors import ArtifactError
 MANIFEST = "exporter.json"
 SCHEMA_VERSION = 1
 HASH_CHUNK = 1 << 22
+MAX_MANIFEST = 64_000_000
+MAX_NAME = 200
+"""Characters of one part of a path; file systems take 255 bytes."""
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -192,6 +195,8 @@ class Artifact:
                 hint="Make one with `exporter convert SOURCE --to onnx -o DIR`.",
             )
         try:
+            if manifest_path.stat().st_size > MAX_MANIFEST:
+                raise ArtifactError(f"{manifest_path} has too many bytes for a manifest.")
             data = json.loads(manifest_path.read_text(encoding="utf-8"))
             version = data.get("schema_version") if isinstance(data, dict) else None
             if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -253,7 +258,9 @@ def check_inside(relative: str) -> None:
         ArtifactError: It does.
     """
     pure = PurePosixPath(relative)
-    if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in pure.parts[0]:
+    bad = not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in relative
+    bad = bad or "\0" in relative or ":" in pure.parts[0] or max(map(len, pure.parts)) > MAX_NAME
+    if bad or not relative.isprintable():
         raise ArtifactError(f"The manifest names a path outside the artifact ({relative!r}); refused.")
 
 

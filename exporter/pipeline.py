@@ -20,7 +20,7 @@ from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
-from exporter.errors import ArtifactError, BackendMissing, InputError, UsageError
+from exporter.errors import ArtifactError, BackendMissing, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 
@@ -174,7 +174,9 @@ def from_checkpoint(
     where = _torch_device(device or "cpu")
     checkpoint = open_source(source, revision=revision, **intake)
     checkpoint.validate()
-    cls = getattr(diffusers, checkpoint.pipeline_class)
+    cls = getattr(diffusers, checkpoint.pipeline_class, None)
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
+        raise CheckpointError(f"This diffusers has no pipeline {checkpoint.pipeline_class!r}.")
     if type(checkpoint) is Checkpoint:
         given: dict[str, Any] = {}
     else:  # weights that do not lie in the folder as diffusers wants them

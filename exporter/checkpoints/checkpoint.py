@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import FileRecord, OverlayRecord, hash_file
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from exporter.checkpoints.safety import MAX_JSON
 from exporter.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: Not readable or not an object.
     """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, too many for a configuration.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
@@ -177,9 +180,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(base: Path, index: Mapping[str, Any], index_name: str) -> list[Path]:
-    names = sorted(set((index.get("weight_map") or {}).values()))
+    table = index.get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise CheckpointError(f"{index_name} in {base} has no usable weight_map.")
+    names = sorted(set(table.values()))
     for name in names:
-        if Path(name).name != name or name in {"", ".", ".."}:
+        if Path(name).name != name or "\0" in name or name in {"", ".", ".."}:
             raise CheckpointError(
                 f"{index_name} in {base} names a shard outside its folder ({name!r}); refused."
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
 from exporter.checkpoints.hub import download, is_hub_id
+from exporter.checkpoints.safety import check_folder, check_index
 from exporter.errors import CheckpointError, UsageError
 from exporter.progress import Progress
 
@@ -113,14 +114,10 @@ def _open(source: str, root: Path, revision: str | None, variant: str | None) ->
             hint="Point at the folder that holds model_index.json, unet/, vae/, text_encoder/ …",
         )
     index = read_json(index_path)
-    if not isinstance(index.get("_class_name"), str):
-        raise CheckpointError(f"model_index.json of {source} names no pipeline (`_class_name`).")
-    for name in index:
-        if Path(name).name != name or name in {"", ".", ".."}:
-            raise CheckpointError(
-                f"model_index.json of {source} names a folder outside itself ({name!r}); refused."
-            )
-    return Checkpoint(source=source, root=root, index=index, revision=revision, variant=variant)
+    check_index(source, index)
+    checkpoint = Checkpoint(source=source, root=root, index=index, revision=revision, variant=variant)
+    check_folder(source, root, list(checkpoint.component_classes))
+    return checkpoint
 
 
 def _hub(repo: str, revision: str | None, variant: str | None, progress: Progress | None) -> Checkpoint:

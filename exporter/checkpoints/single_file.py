@@ -21,6 +21,7 @@ from exporter.checkpoints.derived import held
 from exporter.checkpoints.original import families, unet, vae
 from exporter.checkpoints.original.families import Family
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.single_configs import Configs, part, text_weights
 from exporter.checkpoints.small_files import folder_of
 from exporter.errors import CheckpointError
@@ -155,10 +156,12 @@ def open_single_file(
         raise CheckpointError(f"--config {config} is no folder.")
     maker = Configs(source, tensors, metadata, family, given, tokenizer)
     root = folder_of(maker.files())
+    index = read_json(root / "model_index.json")
+    check_folder(source, root, [name for name in index if not name.startswith("_")])
     return SingleFileCheckpoint(
         source=source,
         root=root,
-        index=read_json(root / "model_index.json"),
+        index=index,
         path=path,
         family=family,
         tensors=tensors,

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter import cache
+
 
 def sources_folder() -> Path:
-    """`$EXPORTER_CACHE` or `$XDG_CACHE_HOME/exporter` or `~/.cache/exporter`, then `sources`."""
-    chosen = os.environ.get("EXPORTER_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "sources"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "exporter" / "sources"
+    """`sources` in the user's cache."""
+    return cache.root() / "sources"
 
 
 def as_json(value: Any) -> bytes:

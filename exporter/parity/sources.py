@@ -41,11 +41,16 @@ def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool
     source = artifact.manifest.source
     wanted = against or source.source
     revision = source.revision if against is None or against == source.source else None
+    single = Path(wanted).expanduser().is_file()
     try:
         checkpoint = resolve(
-            wanted, revision=revision, variant=source.variant, allow_pickle=allow_pickle,
-            config=source.config, tokenizer=source.tokenizer,
-        )  # fmt: skip
+            wanted,
+            revision=revision,
+            variant=source.variant,
+            allow_pickle=allow_pickle,
+            config=source.config if single else None,
+            tokenizer=source.tokenizer if single else None,
+        )
     except CheckpointError as error:
         if against is not None:
             raise

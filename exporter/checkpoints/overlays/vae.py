@@ -13,6 +13,7 @@ from exporter.checkpoints.derived import held
 from exporter.checkpoints.original import families, vae
 from exporter.checkpoints.overlays.base import Overlaid, record_of
 from exporter.checkpoints.safetensors_file import StoredTensor
+from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.single_configs import part
 from exporter.checkpoints.single_file import read_tensors
 from exporter.checkpoints.small_files import as_json, folder_of, read_folder
@@ -117,6 +118,7 @@ def _folder(source: str, path: Path) -> Autoencoder:
     if kind != "AutoencoderKL":
         raise CheckpointError(f"{source} is a {kind}, not an AutoencoderKL.")
     path = path.resolve()
+    check_folder(source, path.parent, [path.name])
     return _of(Checkpoint(source=source, root=path.parent, index={}), path.name)
 
 
