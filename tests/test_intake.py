@@ -16,7 +16,7 @@ from exporter.errors import CheckpointError, UsageError
 from tests import original_layout
 from tests.checkpoints import conftest as loras
 from tests.checkpoints.conftest import pairs, write
-from tests.cli.runner import run
+from tests.cli.runner import invoke as run
 
 pytest.importorskip("onnx")
 
@@ -45,7 +45,7 @@ def test_the_command_line_from_one_file_to_the_verdict(
         "--lora", f"{sources['lora']}:0.5", "--textual-inversion", sources["tokens"], "--vae", sources["vae"],
         "--component", "text_encoder",
     )  # fmt: skip
-    assert made.exit_code == 0, made.output
+    assert made.code == 0, made
     assert json.loads(made.stdout)["verdict"] == "PASS"
     source = Artifact.open(out).manifest.source
     assert [(o.kind, o.scale) for o in source.overlays] == [
@@ -58,7 +58,7 @@ def test_the_command_line_from_one_file_to_the_verdict(
     moved = Path(sources["lora"]).rename(tmp_path / "moved.safetensors")
     try:
         again = run("verify", str(out), "--json")
-        assert again.exit_code == 3 and "style.safetensors is not there" in again.stdout
+        assert again.code == 3 and "style.safetensors is not there" in again.stdout
     finally:
         moved.rename(sources["lora"])
 
@@ -90,7 +90,7 @@ def test_the_plan_shows_overlays_and_notes(tiny: Path, sources: dict[str, str], 
         "convert", sources["file"], "--tokenizer", str(tiny / "tokenizer"), "--to", "onnx", "--dry-run",
         "-o", str(tmp_path / "x"), "--lora", f"{sources['lora']}:0.5",
     )  # fmt: skip
-    assert shown.exit_code == 0, shown.output
+    assert shown.code == 0, shown
     assert "style.safetensors at 0.5" in shown.stdout
     assert "note: unet: 8 attention heads" in shown.stdout and "PNDMScheduler" in shown.stdout
 
@@ -119,7 +119,7 @@ def test_bad_requests_have_their_exit_code(tiny: Path, sources: dict[str, str], 
         (["--tokenizer", str(tiny)], 2, "--tokenizer is for a checkpoint in one file"),
     ):
         result = run("convert", str(tiny), "--to", "onnx", "-o", str(tmp_path / "x"), "--json", *arguments)
-        assert result.exit_code == code, (arguments, result.output)
+        assert result.code == code, (arguments, result)
         assert sentence in json.loads(result.stdout)["error"]["message"]
     assert not (tmp_path / "x").exists()
     with pytest.raises(UsageError, match="finite number"):
