@@ -91,7 +91,8 @@ class SingleFileCheckpoint(Checkpoint):
             return vae.weights(part(self.tensors, families.VAE), self.config("vae"))
         for encoder in self.family.texts:
             if encoder.folder == folder:
-                return text_weights(self.tensors, encoder)
+                used = int(self.config(folder)["num_hidden_layers"])
+                return without_layers(text_weights(self.tensors, encoder), used)
         raise CheckpointError(f"{self.source} has no component {folder!r}.")
 
     def _converted(self, folder: str) -> dict[str, Any]:
@@ -110,6 +111,16 @@ class SingleFileCheckpoint(Checkpoint):
             return theirs.convert_ldm_clip_checkpoint(given)
         shell = SimpleNamespace(config=SimpleNamespace(hidden_size=self.config(folder)["hidden_size"]))
         return theirs.convert_open_clip_checkpoint(shell, given, prefix=encoder.prefix)
+
+
+def without_layers(tensors: Tensors, first: int) -> dict[str, StoredTensor]:
+    """A text encoder's tensors without the layers from `first` on, which the pipeline does not use."""
+    prefix = "text_model.encoder.layers."
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(prefix) or int(name.removeprefix(prefix).split(".")[0]) < first
+    }
 
 
 def read_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], dict[str, str]]:

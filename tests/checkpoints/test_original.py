@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from exporter import builtin
+from exporter.architectures import components_of
 from exporter.checkpoints import StoredTensor, resolve
 from exporter.checkpoints.derived import held
 from exporter.checkpoints.original import families, text, unet, vae
 from exporter.checkpoints.single_file import part, text_weights
 from exporter.errors import CheckpointError
 from tests import original_layout
+from tests.checkpoints.conftest import Judge
 
 SD1_UNET: dict[str, Any] = {
     "sample_size": 64, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
@@ -172,3 +174,54 @@ def test_a_tensor_without_a_place_is_named(tiny: Path, tmp_path: Path) -> None:
     path = original_layout.save(state, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"surprise\.weight', which no model of this kind has"):
         resolve(path, config=str(tiny)).validate()
+
+
+def openclip_file(tiny: Path, path: Path, prefix: str, *, spare: int, more: dict[str, torch.Tensor]) -> Path:
+    """The tiny checkpoint with its text encoder in OpenCLIP's layout."""
+    state = original_layout.unet(*original_layout.read(tiny, "unet"))
+    state |= original_layout.vae(*original_layout.read(tiny, "vae"))
+    encoder = original_layout.read(tiny, "text_encoder")[0]
+    return original_layout.save(
+        state | original_layout.openclip(encoder, prefix, spare=spare) | more, path, resolution=64
+    )
+
+
+def test_a_stable_diffusion_2_file_is_judged(tiny: Path, tmp_path: Path, judge_export: Judge) -> None:
+    path = openclip_file(tiny, tmp_path / "sd2.safetensors", families.SD2.texts[0].prefix, spare=1, more={})
+    single = resolve(path, tokenizer=str(tiny / "tokenizer"))
+    config = single.config("text_encoder")
+    assert (config["num_hidden_layers"], config["hidden_act"]) == (2, "gelu")
+    assert single.config("scheduler")["prediction_type"] == "v_prediction"
+    wanted = resolve(tiny).stored("text_encoder")
+    assert set(single.stored("text_encoder")) == set(wanted), "the layer that is not used is left out"
+    report = judge_export(single, "text_encoder", "unet")
+    assert report.verdict == "PASS", report.summary
+
+
+def test_a_stable_diffusion_xl_file_is_read_as_such(tiny: Path, tmp_path: Path) -> None:
+    first, second = families.SDXL.texts
+    encoder = original_layout.read(tiny, "text_encoder")[0]
+    more = original_layout.clip(encoder, first.prefix)
+    more |= {"v_pred": torch.ones(()), "ztsnr": torch.ones(())}
+    path = openclip_file(tiny, tmp_path / "xl.safetensors", second.prefix, spare=0, more=more)
+    single = resolve(path, tokenizer=str(tiny / "tokenizer"))
+    assert single.pipeline_class == "StableDiffusionXLPipeline"
+    for folder in ("text_encoder", "text_encoder_2"):
+        mine, reference = single.stored(folder), single.reference_stored(folder)
+        for name, tensor in encoder.items():
+            assert torch.equal(mine[name].load(), tensor) and torch.equal(reference[name].load(), tensor)
+    assert set(single.stored("text_encoder_2")) - set(encoder) == {"text_projection.weight"}
+    scheduler = single.config("scheduler")
+    assert scheduler["prediction_type"] == "v_prediction" and scheduler["rescale_betas_zero_snr"]
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(9, "Inpaint"), (8, "InstructPix2Pix")])
+def test_other_inputs_are_another_pipeline(tiny: Path, tmp_path: Path, channels: int, kind: str) -> None:
+    state = original_layout.stable_diffusion_1(tiny)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    state[first] = torch.zeros(state[first].shape[0], channels, 3, 3)
+    path = original_layout.save(state, tmp_path / "x.safetensors")
+    single = resolve(path, tokenizer=str(tiny / "tokenizer"))
+    assert single.config("unet")["in_channels"] == channels
+    with pytest.raises(CheckpointError, match=f"StableDiffusion{kind}Pipeline, a family"):
+        components_of(single)
