@@ -10,6 +10,7 @@ Nothing heavy is imported until a function is called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +37,27 @@ def convert(
     verify: bool = True,
     overwrite: bool = False,
     use_cache: bool = True,
+    loras: Sequence[str | tuple[str, float]] = (),
+    vae: str | None = None,
+    textual_inversions: Sequence[str] = (),
+    config: str | None = None,
+    tokenizer: str | None = None,
+    allow_pickle: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion:
     """Convert a checkpoint and verify the result; see `exporter.conversion`.
 
     Args:
-        source: `builtin:shapes`, a diffusers folder, or a Hub id.
+        source: `builtin:shapes`, a diffusers folder, one `.safetensors` file, or a Hub id.
         to: `onnx`, `openvino`, …
         output: Destination folder; below `artifacts/` when None.
         use_cache: Take graphs from the user's cache and keep them there; the bytes are the same.
+        loras: `"FILE"`, `"FILE:SCALE"` or `(file, scale)` each; fused into the weights.
+        vae: Folder, checkpoint or file whose autoencoder takes the place of the source's.
+        textual_inversions: Files with embeddings of new tokens.
+        config / tokenizer: Folders that tell what a single file does not say.
+        allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
         options: The target's options (`dtype`, `static`, …).
 
     Raises:
@@ -64,6 +76,14 @@ def convert(
         components=components,
         verify=verify,
         progress=progress,
+        intake={
+            "loras": [each if isinstance(each, str) else f"{each[0]}:{each[1]}" for each in loras],
+            "vae": vae,
+            "textual_inversions": list(textual_inversions),
+            "config": config,
+            "tokenizer": tokenizer,
+            "allow_pickle": allow_pickle,
+        },
     )
     return conversion.convert(plan, overwrite=overwrite, progress=progress, use_cache=use_cache)
 

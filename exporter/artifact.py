@@ -21,6 +21,9 @@ from exporter.errors import ArtifactError
 MANIFEST = "exporter.json"
 SCHEMA_VERSION = 1
 HASH_CHUNK = 1 << 22
+MAX_MANIFEST = 64_000_000
+MAX_NAME = 200
+"""Characters of one part of a path; file systems take 255 bytes."""
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -71,14 +74,44 @@ class ComponentRecord(Record):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class OverlayRecord(Record):
+    """Something laid over the source before the export.
+
+    Attributes:
+        kind: `lora`, `vae`, `textual_inversion` or `scheduler`.
+        source: As the user named it: a file, a folder, a Hub id, the name of a scheduler.
+        scale: Of a LoRA.
+        files: What it was read from, with hashes; paths relative to the source (a file: its name).
+        details: What else is worth remembering (the tokens of a textual inversion …).
+    """
+
+    kind: Literal["lora", "vae", "textual_inversion", "scheduler"]
+    source: str
+    scale: float | None = None
+    files: list[FileRecord] = Field(default_factory=list)
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
 class SourceRecord(Record):
-    """Where the weights came from."""
+    """Where the weights came from.
+
+    Attributes:
+        config / tokenizer: Folders that told what a single file does not (`--config`, `--tokenizer`).
+        pickle: The source is a pickle, opened because the user asked for it.
+        overlays: What was laid over it, in order.
+        notes: What was assumed or left out.
+    """
 
     source: str
     revision: str | None = None
     variant: str | None = None
     pipeline_class: str
     files: list[FileRecord] = Field(default_factory=list)
+    config: str | None = None
+    tokenizer: str | None = None
+    pickle: bool = False
+    overlays: list[OverlayRecord] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class VerificationRecord(Record):
@@ -162,6 +195,8 @@ class Artifact:
                 hint="Make one with `exporter convert SOURCE --to onnx -o DIR`.",
             )
         try:
+            if manifest_path.stat().st_size > MAX_MANIFEST:
+                raise ArtifactError(f"{manifest_path} has too many bytes for a manifest.")
             data = json.loads(manifest_path.read_text(encoding="utf-8"))
             version = data.get("schema_version") if isinstance(data, dict) else None
             if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -223,7 +258,9 @@ def check_inside(relative: str) -> None:
         ArtifactError: It does.
     """
     pure = PurePosixPath(relative)
-    if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in pure.parts[0]:
+    bad = not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in relative
+    bad = bad or "\0" in relative or ":" in pure.parts[0] or max(map(len, pure.parts)) > MAX_NAME
+    if bad or not relative.isprintable():
         raise ArtifactError(f"The manifest names a path outside the artifact ({relative!r}); refused.")
 
 

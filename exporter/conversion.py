@@ -70,6 +70,9 @@ class Plan:
         free_disk / free_memory: Bytes free now.
         verify: What will be verified, in words; empty when verification is off.
         digest: Identity of the request, for resuming.
+        overlays: What is laid over the source, as the manifest will record it.
+        notes: What was assumed about the source, and what of an overlay was left out.
+        allow_pickle: Whether the user allowed pickles to be opened.
     """
 
     source: str
@@ -86,6 +89,9 @@ class Plan:
     free_memory: int
     verify: list[str]
     digest: str
+    overlays: list[dict[str, Any]]
+    notes: list[str]
+    allow_pickle: bool
     _checkpoint: Checkpoint = field(repr=False, compare=False)
     _components: list[Component] = field(repr=False, compare=False)
     _target: Target = field(repr=False, compare=False)
@@ -153,11 +159,14 @@ def make_plan(
     components: list[str] | None = None,
     verify: bool = True,
     progress: Progress | None = None,
+    intake: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Check a request and say what it will take. A checkpoint of the Hub is downloaded for that.
 
     Args:
         progress: Told of the download.
+        intake: Further keyword arguments of `exporter.checkpoints.open_source`: how the source is opened
+            and what is laid over it (allow_pickle, config, tokenizer, vae, textual_inversions, loras).
 
     Raises:
         UsageError: Unknown target, option, component or destination.
@@ -170,9 +179,11 @@ def make_plan(
     parsed = parse_options(backend, options or {})
 
     from exporter.architectures import components_of
-    from exporter.checkpoints import resolve
+    from exporter.checkpoints import open_source
 
-    checkpoint = resolve(source, revision=revision, variant=variant, progress=progress)
+    checkpoint = open_source(
+        source, revision=revision, variant=variant, progress=progress, **dict(intake or {})
+    )
     checkpoint.validate()
     chosen = select_components(components_of(checkpoint), components, source)
     check_static(parsed, chosen)
@@ -200,6 +211,9 @@ def make_plan(
         free_memory=free_memory(),
         verify=_what_is_verified(chosen, parsed) if verify else [],
         digest=_digest(checkpoint, backend, parsed, chosen),
+        overlays=[o.model_dump(mode="json") for o in checkpoint.overlays],
+        notes=list(checkpoint.notes),
+        allow_pickle=bool((intake or {}).get("allow_pickle")),
         _checkpoint=checkpoint,
         _components=chosen,
         _target=backend,
@@ -253,8 +267,11 @@ def convert(
         if plan.verify:
             from exporter.verification import verify_in_fresh_process
 
+            settings = dict(verify_settings or {})
+            if plan.allow_pickle:
+                settings["allow_pickle"] = True
             outcome = verify_in_fresh_process(
-                staging.root, plan.output, plan.source, dict(verify_settings or {}), report_progress
+                staging.root, plan.output, plan.source, settings, report_progress
             )
             verdict, summary = outcome.verdict, outcome.summary
             report = plan.output / outcome.report if outcome.report else None
@@ -309,6 +326,9 @@ def _source_record(plan: Plan, progress: Progress) -> SourceRecord:
         variant=plan.variant,
         pipeline_class=plan.pipeline_class,
         files=files,
+        overlays=list(plan._checkpoint.overlays),
+        notes=plan.notes,
+        **plan._checkpoint.opened_with,
     )
 
 
@@ -368,6 +388,8 @@ def _round(value: int, factor: int) -> int:
 def default_name(source: str, target: str, options: Options) -> str:
     """`shapes-onnx`, `shapes-onnx-float16-1x128x128` …"""
     base = source.removeprefix("builtin:").rstrip("/").split("/")[-1] or "model"
+    for suffix in (".safetensors", ".ckpt"):
+        base = base.removesuffix(suffix)
     parts = [base, target]
     if options.dtype != "float32":
         parts.append(options.dtype)
@@ -396,6 +418,7 @@ def _digest(checkpoint: Checkpoint, target: Target, options: Options, components
     identity = {
         "root": str(checkpoint.root),
         "files": stats,
+        "overlays": [o.model_dump(mode="json") for o in checkpoint.overlays],
         "target": target.name,
         "options": options.model_dump(mode="json"),
         "components": [c.name for c in components],

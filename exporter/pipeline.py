@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from exporter.architectures import components_of
+from exporter.architectures.base import whole_module
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
-from exporter.checkpoints import resolve
-from exporter.errors import ArtifactError, BackendMissing, InputError, UsageError
+from exporter.checkpoints import Checkpoint, open_source
+from exporter.errors import ArtifactError, BackendMissing, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 
@@ -135,6 +137,7 @@ def load(
     device: str | None = None,
     precision_hint: str | None = None,
     revision: str | None = None,
+    **intake: Any,
 ) -> Any:
     """A diffusers pipeline whose components are the exported ones, or the PyTorch reference.
 
@@ -143,6 +146,7 @@ def load(
             `exporter convert` takes.
         device: The runtime's device for an artifact; a torch device for a checkpoint.
         precision_hint: `f32`, `bf16`, `f16` or `default`; None takes what the artifact was made for.
+        intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:
         ArtifactError, CheckpointError: It cannot be opened.
@@ -153,10 +157,12 @@ def load(
     path = local_folder(source, revision=revision)
     if path is not None and (path / MANIFEST).is_file():
         return from_artifact(Artifact.open(path), device=device, precision_hint=precision_hint)
-    return from_checkpoint(str(source), device=device, revision=revision)
+    return from_checkpoint(str(source), device=device, revision=revision, **intake)
 
 
-def from_checkpoint(source: str, *, device: str | None = None, revision: str | None = None) -> Any:
+def from_checkpoint(
+    source: str, *, device: str | None = None, revision: str | None = None, **intake: Any
+) -> Any:
     """The reference: diffusers' own pipeline in float32.
 
     Raises:
@@ -166,10 +172,16 @@ def from_checkpoint(source: str, *, device: str | None = None, revision: str | N
     import diffusers
 
     where = _torch_device(device or "cpu")
-    checkpoint = resolve(source, revision=revision)
+    checkpoint = open_source(source, revision=revision, **intake)
     checkpoint.validate()
-    cls = getattr(diffusers, checkpoint.pipeline_class)
-    pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True)
+    cls = getattr(diffusers, checkpoint.pipeline_class, None)
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
+        raise CheckpointError(f"This diffusers has no pipeline {checkpoint.pipeline_class!r}.")
+    if type(checkpoint) is Checkpoint:
+        given: dict[str, Any] = {}
+    else:  # weights that do not lie in the folder as diffusers wants them
+        given = {c.folder: whole_module(c) for c in components_of(checkpoint)}
+    pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(where)
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +114,16 @@ class Component:
     @cached_property
     def weights(self) -> dict[str, StoredTensor]:
         """Every weight in use by the adapter's parameter name (`inner.…`), on disk, not yet read."""
+        return self._in_use(self.checkpoint.stored(self.folder))
+
+    @cached_property
+    def reference_weights(self) -> dict[str, StoredTensor]:
+        """As `weights`, for the reference: the same but for sources that are changed on their way."""
+        return self._in_use(self.checkpoint.reference_stored(self.folder))
+
+    def _in_use(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         result = {}
-        for stored_name, tensor in self.checkpoint.stored(self.folder).items():
+        for stored_name, tensor in stored.items():
             name = self.renames(stored_name)
             if name is not None and (not self.used or name.startswith(self.used)):
                 result[INNER + name] = tensor
@@ -148,9 +156,9 @@ class Component:
         module = self.meta_module()
         expected = {n: p for n, p in module.named_parameters() if self._is_used(n)}
         buffers = dict(module.named_buffers())
-        check_weights(self, {name: tuple(p.shape) for name, p in expected.items()})
+        check_weights(self, {name: tuple(p.shape) for name, p in expected.items()}, self.reference_weights)
         state = {}
-        for name, stored in self.weights.items():
+        for name, stored in self.reference_weights.items():
             if name in expected or name in buffers:
                 tensor = stored.load()
                 state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
@@ -159,6 +167,7 @@ class Component:
             for name, buffer in owner._buffers.items():
                 if buffer is not None and buffer.is_floating_point() and not buffer.is_meta:
                     owner._buffers[name] = buffer.to(wanted)
+        self.checkpoint.attach(self.folder, module.get_submodule("inner"), wanted)
         return module.eval().requires_grad_(False)
 
     def _is_used(self, name: str) -> bool:
@@ -181,22 +190,40 @@ class Component:
 
     @cached_property
     def weights_digest(self) -> str:
-        """sha256 over names, dtypes, shapes and bytes of the weights in use, and the config."""
+        """sha256 over names, dtypes, shapes and bytes of the reference's weights, and the config."""
         digest = hashlib.sha256(repr(sorted(self.config.items())).encode())
-        for name, tensor in sorted(self.weights.items()):
+        digest.update(self.checkpoint.reference_digest(self.folder).encode())
+        for name, tensor in sorted(self.reference_weights.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             digest.update(tensor.raw())
         return digest.hexdigest()
 
 
-def check_weights(component: Component, expected: Mapping[str, tuple[int, ...]]) -> None:
+def whole_module(component: Component) -> nn.Module:
+    """The library's own module with all its weights: of an autoencoder both halves, in float32."""
+    from torch import nn
+
+    inner = replace(component, used=()).reference_module().get_submodule("inner")
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def check_weights(
+    component: Component,
+    expected: Mapping[str, tuple[int, ...]],
+    weights: Mapping[str, StoredTensor] | None = None,
+) -> None:
     """Every expected parameter is in the checkpoint with its shape.
+
+    Args:
+        weights: Where to look; the component's own when None.
 
     Raises:
         CheckpointError: Naming the first mismatch.
     """
     where = f"{component.checkpoint.source}, component {component.folder!r}"
-    missing = [name for name in expected if name not in component.weights]
+    weights = component.weights if weights is None else weights
+    missing = [name for name in expected if name not in weights]
     if missing:
         raise CheckpointError(
             f"{where}: the config asks for {missing[0].removeprefix(INNER)!r} "
@@ -204,7 +231,7 @@ def check_weights(component: Component, expected: Mapping[str, tuple[int, ...]])
             hint="config.json and weights do not belong together, or a shard is missing.",
         )
     for name, shape in expected.items():
-        found = component.weights[name].shape
+        found = weights[name].shape
         if found != shape:
             raise CheckpointError(
                 f"{where}: {name.removeprefix(INNER)!r} has shape {list(found)} on disk, "

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter.artifact import FileRecord, hash_file
+from exporter.artifact import FileRecord, OverlayRecord, hash_file
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from exporter.checkpoints.safety import MAX_JSON
 from exporter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 
@@ -104,6 +109,36 @@ class Checkpoint:
             hint="Download the complete checkpoint.",
         )
 
+    def reference_stored(self, folder: str) -> dict[str, StoredTensor]:
+        """As `stored`, for the module that artifacts are judged against.
+
+        A source that is renamed or changed on its way gives the same tensors here by another way, so
+        that a fault of the first way is seen.
+        """
+        return self.stored(folder)
+
+    def attach(self, folder: str, module: nn.Module, dtype: torch.dtype) -> None:
+        """Add to the reference module of a component what is computed beside its weights (a LoRA)."""
+
+    @property
+    def overlays(self) -> tuple[OverlayRecord, ...]:
+        """What was laid over the source, in order."""
+        return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: what was assumed, what was left out."""
+        return ()
+
+    @property
+    def opened_with(self) -> Mapping[str, Any]:
+        """Fields of the manifest's `SourceRecord` that say how the source was opened."""
+        return {}
+
+    def reference_digest(self, folder: str) -> str:
+        """Identity of what `attach` adds; empty when it adds nothing."""
+        return ""
+
     @cached_property
     def files(self) -> list[FileRecord]:
         """Every file of the components in use, with size and sha256 (read once)."""
@@ -134,6 +169,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: Not readable or not an object.
     """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, too many for a configuration.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
@@ -143,9 +180,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(base: Path, index: Mapping[str, Any], index_name: str) -> list[Path]:
-    names = sorted(set((index.get("weight_map") or {}).values()))
+    table = index.get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise CheckpointError(f"{index_name} in {base} has no usable weight_map.")
+    names = sorted(set(table.values()))
     for name in names:
-        if Path(name).name != name or name in {"", ".", ".."}:
+        if Path(name).name != name or "\0" in name or name in {"", ".", ".."}:
             raise CheckpointError(
                 f"{index_name} in {base} names a shard outside its folder ({name!r}); refused."
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
 from exporter.checkpoints.hub import download, is_hub_id
-from exporter.errors import CheckpointError
+from exporter.checkpoints.safety import check_folder, check_index
+from exporter.errors import CheckpointError, UsageError
 from exporter.progress import Progress
 
 
@@ -17,35 +19,75 @@ def resolve(
     revision: str | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
+    allow_pickle: bool = False,
+    config: str | None = None,
+    tokenizer: str | None = None,
 ) -> Checkpoint:
     """Find a checkpoint.
 
     Args:
-        source: `builtin:NAME`, a folder in diffusers layout, or a Hub id `org/name`.
+        source: `builtin:NAME`, a folder in diffusers layout, one file, or a Hub id `org/name`.
         revision: Branch, tag or commit of a Hub repository.
         variant: Weight variant, such as `fp16`.
         progress: Told of a download.
+        allow_pickle: Open a `.ckpt`, by PyTorch's restricted reader.
+        config / tokenizer: Folders that tell what one file does not; see `single_file`.
 
     Raises:
         CheckpointError: It does not exist or is not a diffusers pipeline.
         NetworkError: The Hub could not be reached.
     """
     text = os.fspath(source)
+    path = Path(text).expanduser()
+    if path.is_file() and not text.startswith("builtin:"):
+        from exporter.checkpoints.single_file import open_single_file
+
+        return open_single_file(text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer)
+    if config is not None or tokenizer is not None:
+        raise UsageError(
+            f"--{'config' if config is not None else 'tokenizer'} is for a checkpoint in one file, and "
+            f"{text} is none."
+        )
     if text.startswith("builtin:"):
         return _builtin(text)
-    path = Path(text).expanduser()
     if path.is_dir():
         return _folder(text, path, variant)
-    if path.is_file():
-        raise CheckpointError(
-            f"{text} is a single file; this version reads diffusers folders.",
-            hint="Convert it with diffusers' `from_single_file(...).save_pretrained(...)` first.",
-        )
     if is_hub_id(text):
         return _hub(text, revision, variant, progress)
     raise CheckpointError(
         f"Source {text!r} does not exist: it is no folder, no `org/name` of the Hub, and no `builtin:` name.",
         hint="Try `exporter convert builtin:shapes --to onnx`.",
+    )
+
+
+def open_source(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
+    allow_pickle: bool = False,
+    config: str | None = None,
+    tokenizer: str | None = None,
+    vae: str | None = None,
+    textual_inversions: Sequence[str] = (),
+    loras: Sequence[str] = (),
+) -> Checkpoint:
+    """Find a checkpoint and lay the user's overlays over it; see `resolve` and `overlays.lay_over`.
+
+    Raises:
+        CheckpointError, NetworkError, UsageError: As these two.
+    """
+    checkpoint = resolve(
+        source, revision=revision, variant=variant, progress=progress, allow_pickle=allow_pickle,
+        config=config, tokenizer=tokenizer,
+    )  # fmt: skip
+    if vae is None and not textual_inversions and not loras:
+        return checkpoint
+    from exporter.checkpoints.overlays import lay_over
+
+    return lay_over(
+        checkpoint, vae=vae, textual_inversions=textual_inversions, loras=loras, allow_pickle=allow_pickle
     )
 
 
@@ -72,14 +114,10 @@ def _open(source: str, root: Path, revision: str | None, variant: str | None) ->
             hint="Point at the folder that holds model_index.json, unet/, vae/, text_encoder/ …",
         )
     index = read_json(index_path)
-    if not isinstance(index.get("_class_name"), str):
-        raise CheckpointError(f"model_index.json of {source} names no pipeline (`_class_name`).")
-    for name in index:
-        if Path(name).name != name or name in {"", ".", ".."}:
-            raise CheckpointError(
-                f"model_index.json of {source} names a folder outside itself ({name!r}); refused."
-            )
-    return Checkpoint(source=source, root=root, index=index, revision=revision, variant=variant)
+    check_index(source, index)
+    checkpoint = Checkpoint(source=source, root=root, index=index, revision=revision, variant=variant)
+    check_folder(source, root, list(checkpoint.component_classes))
+    return checkpoint
 
 
 def _hub(repo: str, revision: str | None, variant: str | None, progress: Progress | None) -> Checkpoint:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the format's own reader: a longer header is an attack or a corrupt file."""
 
+MAX_DIMS, MAX_SIZE = 64, 2**62
+
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
@@ -104,6 +106,8 @@ class SafetensorsFile:
         )
 
     def _read_header(self) -> dict[str, StoredTensor]:
+        if not self.path.is_file():  # a pipe or a device would never end
+            raise self._bad("it is not a file")
         size = self.path.stat().st_size
         with self.path.open("rb") as handle:
             prefix = handle.read(8)
@@ -122,16 +126,26 @@ class SafetensorsFile:
         metadata = header.pop("__metadata__", {})
         self.metadata = metadata if isinstance(metadata, dict) else {}
         start = 8 + length
-        return {name: self._entry(name, entry, start, size) for name, entry in header.items()}
+        found = {name: self._entry(name, entry, start, size) for name, entry in header.items()}
+        end, before = 0, ""
+        for tensor in sorted(found.values(), key=lambda t: t.offset):
+            if tensor.nbytes and tensor.offset < end:  # as the format's own reader: one byte, one tensor
+                raise self._bad(f"the tensors {before!r} and {tensor.name!r} lie over each other")
+            if tensor.nbytes:
+                end, before = tensor.offset + tensor.nbytes, tensor.name
+        return found
 
     def _entry(self, name: str, entry: object, start: int, size: int) -> StoredTensor:
         try:
             dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
             item = ITEM_BYTES[dtype]
-            expected = math.prod(shape) * item
-            sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+            numbers = (*shape, begin, end)
+            # Bounded before they are multiplied: a product of long numbers takes time and memory.
+            sane = isinstance(shape, list) and len(shape) <= MAX_DIMS
+            sane = sane and all(type(n) is int and 0 <= n <= MAX_SIZE for n in numbers)
+            expected = math.prod(shape) * item if sane else -1
         except (KeyError, TypeError, ValueError) as error:
-            raise self._bad(f"the entry of tensor {name!r} is malformed") from error
+            raise self._bad(f"the entry of tensor {name[:200]!r} is malformed") from error
         if not sane or end - begin != expected:
             raise self._bad(f"tensor {name!r} does not have the bytes its shape asks for")
         if start + end > size:

@@ -10,6 +10,7 @@ import click
 from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import bytes_text, seconds_text, table, verdict_code
+from exporter.cli._source_flags import intake_of, source_flags
 from exporter.cli._target_flags import target_flags, typed
 from exporter.cli._types import Finite
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
 @click.option("--variant", metavar="NAME", help="Weight variant of the checkpoint, such as fp16.")
+@source_flags
 @click.option(
     "--component", "components", multiple=True, metavar="NAME",
     help="Convert only this component; repeatable.",
@@ -93,6 +95,7 @@ def command(
     """
     from exporter.conversion import convert, make_plan
 
+    intake = intake_of(given)
     options = typed(given)
     options |= dict(_split(extra) for extra in extras)
     with output.progress() as progress:
@@ -105,6 +108,7 @@ def command(
             variant=variant,
             components=list(components) or None,
             verify=not no_verify,
+            intake=intake,
             progress=progress,
         )
     if dry_run:
@@ -162,6 +166,7 @@ def _show_plan(console: Console, plan: Plan) -> None:
     console.print(f"{plan.source} ({plan.pipeline_class}) → {plan.target}: {plan.output}", soft_wrap=True)
     given = ", ".join(f"{name} {_value(value)}" for name, value in plan.options.items())
     console.print(f"options: {given}", soft_wrap=True)
+    _show_intake(console, plan.overlays, plan.notes)
     rows = [
         (c.name, c.class_name, f"{c.parameters:,}", bytes_text(c.disk), bytes_text(c.memory))
         for c in plan.components
@@ -172,6 +177,14 @@ def _show_plan(console: Console, plan: Plan) -> None:
     console.print("will be verified:" if plan.verify else "will not be verified (--no-verify)")
     for line in plan.verify:
         console.print(f"  - {line}", soft_wrap=True)
+
+
+def _show_intake(console: Console, overlays: list[dict[str, Any]], notes: list[str]) -> None:
+    for each in overlays:
+        scale = f" at {each['scale']:g}" if each.get("scale") is not None else ""
+        console.print(f"{each['kind'].replace('_', ' ')}: {each['source']}{scale}", soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _value(value: Any) -> str:
@@ -186,6 +199,7 @@ def _show_result(console: Console, result: Conversion) -> None:
     console.print(
         f"{result.artifact.root}  {bytes_text(size)}, {seconds_text(result.seconds)}", soft_wrap=True
     )
+    _show_intake(console, [], manifest.source.notes)
     if result.resumed:
         console.print(f"resumed: {', '.join(result.resumed)} had been finished by an earlier run")
     if result.verdict is None:

@@ -83,6 +83,9 @@ if TYPE_CHECKING:
     metavar="REPORT",
     help="Judge this stored report again under --k; needs no ARTIFACT.",
 )
+@click.option(
+    "--allow-pickle", is_flag=True, help="Open a reference that is a pickle, as for `exporter convert`."
+)
 @click.option("--check-hashes", is_flag=True, help="Only compare every file with its recorded hash.")
 @click.option(
     "--report",

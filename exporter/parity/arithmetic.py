@@ -122,7 +122,7 @@ def convolve_in_strips(
 def _round_weights(module: nn.Module, component: Component, dtype: torch.dtype) -> None:
     """Replace every weight by its value rounded to `dtype`, one at a time, straight from the file."""
     parameters = dict(module.named_parameters())
-    for name, stored in component.weights.items():
+    for name, stored in component.reference_weights.items():
         parameter = parameters.get(name)
         if parameter is not None and parameter.is_floating_point():
             parameter.data = stored.load().to(dtype).to(parameter.dtype)
@@ -197,7 +197,7 @@ class Reference:
         self.module = None  # type: ignore[assignment]
         if self.component.parameters > BIG:  # a collection costs half a second once torch is imported
             gc.collect()
-        for tensor in self.component.weights.values():
+        for tensor in self.component.reference_weights.values():
             mapped = tensor.file._map
             if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)

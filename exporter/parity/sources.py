@@ -28,11 +28,12 @@ def check_bytes(artifact: Artifact) -> None:
         )
 
 
-def reference_for(artifact: Artifact, against: str | None) -> Checkpoint:
+def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint to judge against, with the very files the artifact was made from.
 
     Args:
         against: Where it lies; None takes the source in the manifest.
+        allow_pickle: Open a source or an overlay that is a pickle.
 
     Raises:
         ArtifactError: It cannot be found, or is another revision or has other weights.
@@ -40,8 +41,16 @@ def reference_for(artifact: Artifact, against: str | None) -> Checkpoint:
     source = artifact.manifest.source
     wanted = against or source.source
     revision = source.revision if against is None or against == source.source else None
+    single = Path(wanted).expanduser().is_file()
     try:
-        checkpoint = resolve(wanted, revision=revision, variant=source.variant)
+        checkpoint = resolve(
+            wanted,
+            revision=revision,
+            variant=source.variant,
+            allow_pickle=allow_pickle,
+            config=source.config if single else None,
+            tokenizer=source.tokenizer if single else None,
+        )
     except CheckpointError as error:
         if against is not None:
             raise
@@ -50,6 +59,10 @@ def reference_for(artifact: Artifact, against: str | None) -> Checkpoint:
             hint="Name the checkpoint with --against SOURCE.",
         ) from error
     check_same(artifact.manifest, checkpoint)
+    if source.overlays:
+        from exporter.checkpoints.overlays import lay_again
+
+        checkpoint = lay_again(checkpoint, source.overlays, allow_pickle=allow_pickle)
     return checkpoint
 
 
@@ -72,8 +85,10 @@ def check_same(manifest: Manifest, checkpoint: Checkpoint) -> None:
             f"{checkpoint.pipeline_class}."
         )
     have = {file.path: file.sha256 for file in checkpoint.files} if source.files else {}
+    hashes = set(have.values())
     for file in source.files:
-        if have.get(file.path) != file.sha256:
+        renamed = "/" not in file.path and file.sha256 in hashes  # one file may be called what it likes
+        if have.get(file.path) != file.sha256 and not renamed:
             word = "differs" if file.path in have else "is missing"
             raise ArtifactError(
                 f"{checkpoint.source} is not what the artifact was made from: {file.path} {word}.",

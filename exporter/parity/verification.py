@@ -50,6 +50,7 @@ def verify(
     report_dir: Path | str | None = None,
     shown_path: str | None = None,
     cache: Path | Literal["user"] | None = "user",
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Judge an artifact.
@@ -74,6 +75,7 @@ def verify(
         report_dir: Where the report goes; `verification` in the artifact when None.
         shown_path: The artifact's path as the report should show it.
         cache: Folder for truths and floors; `user` is the user's cache, None keeps nothing.
+        allow_pickle: Open a reference that is a pickle, as for `convert`.
         progress: Told what is going on.
 
     Raises:
@@ -113,6 +115,7 @@ def verify(
         shown_path=shown_path,
         record=ours,
         cache=cache,
+        allow_pickle=allow_pickle,
         progress=progress or NullProgress(),
     )
     with few_threads(job.threads):
@@ -122,7 +125,8 @@ def verify(
 class _Job:
     def __init__(
         self, artifact: Artifact, settings: Settings, *, against: str | None, report_dir: Path | None,
-        shown_path: str, record: bool, cache: Path | Literal["user"] | None, progress: Progress,
+        shown_path: str, record: bool, cache: Path | Literal["user"] | None, allow_pickle: bool,
+        progress: Progress,
     ) -> None:  # fmt: skip
         from exporter.architectures import components_of
         from exporter.parity.budget import cache_folder
@@ -140,12 +144,13 @@ class _Job:
         check_bytes(artifact)
         self.digest = artifact.manifest.digest()
         self.target = get_target(artifact.manifest.target)
-        self.checkpoint: Checkpoint = reference_for(artifact, against)
+        self.checkpoint: Checkpoint = reference_for(artifact, against, allow_pickle=allow_pickle)
         self.components: list[Component] = components_of(self.checkpoint)
         self.records = self._chosen()
         if not settings.prompts:
             builtin = self.checkpoint.source.startswith("builtin:")
             settings.prompts = list(BUILTIN_PROMPTS if builtin else GENERIC_PROMPTS)
+            settings.prompts += token_prompts(self.checkpoint)
         self.threads = 1 if max(c.parameters for c in self.components) < SMALL else None
         self.plan: Plan = self._plan()
 
@@ -390,6 +395,12 @@ class _Job:
     def _task(self, label: str, total: float) -> _Ticker:
         self.progress.start(label, total)
         return _Ticker(self.progress)
+
+
+def token_prompts(checkpoint: Checkpoint) -> list[str]:
+    """A prompt that speaks every token that was laid over the checkpoint."""
+    tokens = [t for o in checkpoint.overlays if o.kind == "textual_inversion" for t in o.details["tokens"]]
+    return [f"a picture of {' '.join(map(str, tokens))}"] if tokens else []
 
 
 @contextmanager

@@ -150,7 +150,12 @@ def make_artifact(
     manifest = Manifest(
         target="torch",
         source=SourceRecord(
-            source=checkpoint.source, pipeline_class=checkpoint.pipeline_class, files=checkpoint.files
+            source=checkpoint.source,
+            pipeline_class=checkpoint.pipeline_class,
+            files=checkpoint.files,
+            overlays=list(checkpoint.overlays),
+            notes=list(checkpoint.notes),
+            **checkpoint.opened_with,
         ),
         options=options or {},
         components=records,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,7 @@ def check_data(model: onnx.ModelProto, folder: Path) -> None:
         ArtifactError: A path leaves the folder (or is a link out of it), a file is missing or too short.
     """
     sizes: dict[str, int] = {}
-    for tensor in model.graph.initializer:
+    for tensor in tensors_of(model):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if not entries:
             continue
@@ -200,9 +200,31 @@ def check_data(model: onnx.ModelProto, folder: Path) -> None:
             )
 
 
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers, sparse ones, and those in attributes, subgraphs included."""
+    graphs = [model.graph]
+    attributes = [a for function in model.functions for node in function.node for a in node.attribute]
+    while graphs or attributes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            attributes += [a for node in graph.node for a in node.attribute]
+            continue
+        attribute = attributes.pop()
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        if attribute.HasField("g"):
+            graphs.append(attribute.g)
+        graphs += list(attribute.graphs)
+
+
 def _data_size(location: str, folder: Path) -> int:
     pure = PurePosixPath(location)
-    bad = not location or pure.is_absolute() or ".." in pure.parts or "\\" in location or ":" in location
+    bad = not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in location or ":" in location
+    bad = bad or not location.isprintable() or max(map(len, pure.parts)) > 200
     path = folder / location
     if bad or not path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(

@@ -1,0 +1,78 @@
+"""What is laid over a checkpoint before it is exported: another autoencoder, new tokens, LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporter.artifact import OverlayRecord
+from exporter.checkpoints.checkpoint import Checkpoint
+from exporter.checkpoints.overlays.base import Overlaid
+from exporter.checkpoints.overlays.lora import LoraRequest, with_loras
+from exporter.checkpoints.overlays.textual_inversion import with_tokens
+from exporter.checkpoints.overlays.vae import with_vae
+from exporter.errors import ArtifactError, CheckpointError
+
+__all__ = ["LoraRequest", "Overlaid", "lay_again", "lay_over"]
+
+
+def lay_over(
+    checkpoint: Checkpoint,
+    *,
+    vae: str | None = None,
+    textual_inversions: Sequence[str] = (),
+    loras: Sequence[str] = (),
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """The checkpoint with everything laid over it, in the order of the arguments.
+
+    Args:
+        vae: Folder of an `AutoencoderKL`, a whole checkpoint that has one, or a single file.
+        textual_inversions: Files with embeddings of new tokens.
+        loras: `FILE` or `FILE:SCALE` each.
+        allow_pickle: Open pickled embeddings and autoencoders.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, or does not fit the checkpoint.
+        UsageError: A scale is no finite number.
+    """
+    if vae is not None:
+        checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
+    for file in textual_inversions:
+        checkpoint = with_tokens(checkpoint, file, allow_pickle=allow_pickle)
+    if loras:
+        checkpoint = with_loras(checkpoint, [LoraRequest.parse(text) for text in loras])
+    return checkpoint
+
+
+def lay_again(
+    checkpoint: Checkpoint, records: Sequence[OverlayRecord], *, allow_pickle: bool = False
+) -> Checkpoint:
+    """Lay over a checkpoint what a manifest recorded, and see that it is the same.
+
+    Kinds that this module does not lay over (a scheduler) are left to those who do.
+
+    Raises:
+        ArtifactError: An overlay is missing, or has changed since.
+    """
+    vae = next((r.source for r in records if r.kind == "vae"), None)
+    tokens = [r.source for r in records if r.kind == "textual_inversion"]
+    loras = [r for r in records if r.kind == "lora"]
+    try:
+        result = lay_over(checkpoint, vae=vae, textual_inversions=tokens, allow_pickle=allow_pickle)
+        if loras:
+            requests = [LoraRequest(r.source, 1.0 if r.scale is None else r.scale) for r in loras]
+            result = with_loras(result, requests)
+    except CheckpointError as error:
+        raise ArtifactError(
+            f"The artifact was made with an overlay that cannot be laid again: {error.message}",
+            hint="Put the file back where it was, or convert again.",
+        ) from error
+    ours = [r for r in records if r.kind != "scheduler"]
+    for then, now in zip(ours, result.overlays, strict=True):
+        if (then.kind, [f.sha256 for f in then.files]) != (now.kind, [f.sha256 for f in now.files]):
+            raise ArtifactError(
+                f"The {then.kind.replace('_', ' ')} {then.source} is not what the artifact was made with: it "
+                "has changed since.",
+                hint="Put the old file back, or convert again.",
+            )
+    return result

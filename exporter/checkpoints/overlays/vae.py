@@ -1,0 +1,150 @@
+"""Another autoencoder in the place of the checkpoint's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.artifact import FileRecord, OverlayRecord
+from exporter.checkpoints.checkpoint import Checkpoint, read_json
+from exporter.checkpoints.derived import held
+from exporter.checkpoints.original import families, vae
+from exporter.checkpoints.overlays.base import Overlaid, record_of
+from exporter.checkpoints.safetensors_file import StoredTensor
+from exporter.checkpoints.safety import check_folder
+from exporter.checkpoints.single_configs import part
+from exporter.checkpoints.single_file import read_tensors
+from exporter.checkpoints.small_files import as_json, folder_of, read_folder
+from exporter.errors import CheckpointError
+
+SCALING = ("scaling_factor", "shift_factor")
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """An autoencoder from somewhere: its config, its tensors for the export and for the reference."""
+
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+    stored: Callable[[], dict[str, StoredTensor]]
+    reference: Callable[[], dict[str, StoredTensor]]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithVae(Overlaid):
+    """Attributes:
+    vae: The autoencoder that counts.
+    """
+
+    vae: Autoencoder = field(repr=False, compare=False)
+
+    def stored(self, folder: str) -> dict[str, StoredTensor]:
+        return self.vae.stored() if folder == "vae" else self.base.stored(folder)
+
+    def reference_stored(self, folder: str) -> dict[str, StoredTensor]:
+        return self.vae.reference() if folder == "vae" else self.base.reference_stored(folder)
+
+    def weight_files(self, folder: str) -> list[Path]:
+        return list(self.vae.files) if folder == "vae" else self.base.weight_files(folder)
+
+    def validate(self) -> None:
+        self.base.validate()
+        self.vae.stored()
+
+
+def with_vae(checkpoint: Checkpoint, source: str, *, allow_pickle: bool = False) -> WithVae:
+    """Put the autoencoder at `source` in the place of the checkpoint's.
+
+    Args:
+        source: A folder with the `config.json` of an `AutoencoderKL`; a whole checkpoint (folder, one
+            file, Hub id); or an autoencoder alone in one file.
+
+    Raises:
+        CheckpointError: There is no such autoencoder, or its latents have other channels.
+    """
+    if "vae" not in checkpoint.component_classes:
+        raise CheckpointError(f"{checkpoint.source} has no autoencoder that --vae could replace.")
+    own = checkpoint.config("vae")
+    found = _open(source, own, allow_pickle)
+    channels, wanted = found.config.get("latent_channels"), own.get("latent_channels")
+    if channels != wanted:
+        raise CheckpointError(
+            f"The autoencoder {source} has {channels} latent channels, the model works with {wanted}.",
+            hint="It belongs to another model family.",
+        )
+    small = read_folder(checkpoint.root, list(checkpoint.component_classes))
+    small["vae/config.json"] = as_json(dict(found.config))
+    files: list[FileRecord] = [record_of(path) for path in found.files]
+    record = OverlayRecord(
+        kind="vae", source=source, files=files, details={k: found.config.get(k) for k in SCALING}
+    )
+    return WithVae.over(checkpoint, (record,), root=folder_of(small), vae=found, remarks=found.remarks)
+
+
+def _open(source: str, own: Mapping[str, Any], allow_pickle: bool) -> Autoencoder:
+    path = Path(source).expanduser()
+    if path.is_file():
+        tensors, _ = read_tensors(path, allow_pickle=allow_pickle)
+        prefix = families.VAE if any(n.startswith(families.VAE) for n in tensors) else ""
+        inner = part(tensors, prefix)
+        if vae.is_original(inner):
+            return _original(path, inner, own)
+        if (path.parent / "config.json").is_file():
+            return _folder(source, path.parent)
+        raise CheckpointError(
+            f"{source} holds no autoencoder in its authors' layout, and no config.json lies beside it.",
+            hint="Name the folder with config.json and the weights instead.",
+        )
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        return _folder(source, path)
+    from exporter.checkpoints.resolve import resolve
+
+    other = resolve(source, allow_pickle=allow_pickle)
+    if "vae" not in other.component_classes:
+        raise CheckpointError(f"{source} has no autoencoder.")
+    return _of(other, "vae")
+
+
+def _folder(source: str, path: Path) -> Autoencoder:
+    config = path / "config.json"
+    if not config.is_file():
+        raise CheckpointError(
+            f"{source} has neither a config.json nor a model_index.json, so there is no autoencoder to take."
+        )
+    kind = read_json(config).get("_class_name")
+    if kind != "AutoencoderKL":
+        raise CheckpointError(f"{source} is a {kind}, not an AutoencoderKL.")
+    path = path.resolve()
+    check_folder(source, path.parent, [path.name])
+    return _of(Checkpoint(source=source, root=path.parent, index={}), path.name)
+
+
+def _of(checkpoint: Checkpoint, folder: str) -> Autoencoder:
+    checkpoint.stored(folder)
+    return Autoencoder(
+        checkpoint.config(folder),
+        tuple(checkpoint.weight_files(folder)),
+        lambda: checkpoint.stored(folder),
+        lambda: checkpoint.reference_stored(folder),
+    )
+
+
+def _original(path: Path, tensors: Mapping[str, StoredTensor], own: Mapping[str, Any]) -> Autoencoder:
+    scaling = {key: own[key] for key in SCALING if own.get(key) is not None}
+    config = vae.infer(tensors, sample_size=int(own.get("sample_size") or 512), scaling=scaling)
+    stored = vae.weights(tensors, config)
+
+    def reference() -> dict[str, StoredTensor]:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        loaded = {name: tensor.load() for name, tensor in tensors.items()}
+        return {n: held(n, t, path) for n, t in convert_ldm_vae_checkpoint(loaded, config=config).items()}
+
+    remark = (
+        f"vae: scaling {scaling.get('scaling_factor')} is that of the model's own autoencoder, and "
+        f"{config['norm_num_groups']} groups a normalisation were assumed; {path.name} does not say"
+    )
+    return Autoencoder(config, (path,), lambda: stored, reference, (remark,))

@@ -1,0 +1,181 @@
+"""A checkpoint in one file, in its authors' own layout, as if it were a folder in diffusers layout.
+
+Configs are made from the shapes and from what its family's authors published, the tokenizer is the
+bundled one of CLIP, and every tensor is found under diffusers' name where it lies in the file. What it
+is judged against goes another way: there diffusers' own conversion names the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from exporter.artifact import FileRecord, hash_file, sha256_of
+from exporter.checkpoints import pickled
+from exporter.checkpoints.checkpoint import Checkpoint, read_json
+from exporter.checkpoints.derived import held
+from exporter.checkpoints.original import families, unet, vae
+from exporter.checkpoints.original.families import Family
+from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from exporter.checkpoints.safety import check_folder
+from exporter.checkpoints.single_configs import Configs, part, text_weights
+from exporter.checkpoints.small_files import folder_of
+from exporter.errors import CheckpointError
+
+Tensors = Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleFileCheckpoint(Checkpoint):
+    """Attributes:
+    path: The file.
+    family: What it holds.
+    assumed: What could not be read from the file, in sentences.
+    extras: How it was opened (config, tokenizer, pickle), to open it so again.
+    """
+
+    path: Path
+    family: Family
+    tensors: Tensors = field(repr=False, compare=False)
+    assumed: tuple[str, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    _theirs: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.assumed
+
+    @property
+    def opened_with(self) -> Mapping[str, Any]:
+        return self.extras
+
+    @cached_property
+    def files(self) -> list[FileRecord]:
+        small = [hash_file(p, self.root) for p in sorted(self.root.rglob("*")) if p.is_file()]
+        whole = FileRecord(path=self.path.name, sha256=sha256_of(self.path), bytes=self.path.stat().st_size)
+        return [*small, whole]
+
+    def weight_files(self, folder: str) -> list[Path]:
+        return [self.path]
+
+    def stored(self, folder: str) -> dict[str, StoredTensor]:
+        if folder not in self._stores:
+            self._stores[folder] = self._mapped(folder)
+        return self._stores[folder]
+
+    def reference_stored(self, folder: str) -> dict[str, StoredTensor]:
+        """The tensors as diffusers' own single-file conversion names them.
+
+        Raises:
+            CheckpointError: It cannot convert this file.
+        """
+        if folder not in self._theirs:
+            try:
+                converted = self._converted(folder)
+            except Exception as error:  # whatever it stumbles over, there is then no reference
+                raise CheckpointError(
+                    f"diffusers' own conversion of {self.source} failed on {folder!r} "
+                    f"({type(error).__name__}), so there is nothing to judge against."
+                ) from error
+            self._theirs[folder] = {n: held(n, t, self.path) for n, t in converted.items()}
+        return self._theirs[folder]
+
+    def _mapped(self, folder: str) -> dict[str, StoredTensor]:
+        if folder == "unet":
+            return unet.weights(part(self.tensors, families.UNET), self.config("unet"))
+        if folder == "vae":
+            return vae.weights(part(self.tensors, families.VAE), self.config("vae"))
+        for encoder in self.family.texts:
+            if encoder.folder == folder:
+                used = int(self.config(folder)["num_hidden_layers"])
+                return without_layers(text_weights(self.tensors, encoder), used)
+        raise CheckpointError(f"{self.source} has no component {folder!r}.")
+
+    def _converted(self, folder: str) -> dict[str, Any]:
+        from diffusers.loaders import single_file_utils as theirs
+
+        if folder in ("unet", "vae"):
+            prefix = families.UNET if folder == "unet" else families.VAE
+            given = {n: t.load() for n, t in self.tensors.items() if n.startswith(prefix)}
+            convert = (
+                theirs.convert_ldm_unet_checkpoint if folder == "unet" else theirs.convert_ldm_vae_checkpoint
+            )
+            return convert(given, config=self.config(folder))
+        encoder = next(e for e in self.family.texts if e.folder == folder)
+        given = {n: t.load() for n, t in self.tensors.items() if n.startswith(encoder.prefix)}
+        if encoder.layout == "clip":
+            return theirs.convert_ldm_clip_checkpoint(given)
+        shell = SimpleNamespace(config=SimpleNamespace(hidden_size=self.config(folder)["hidden_size"]))
+        return theirs.convert_open_clip_checkpoint(shell, given, prefix=encoder.prefix)
+
+
+def without_layers(tensors: Tensors, first: int) -> dict[str, StoredTensor]:
+    """A text encoder's tensors without the layers from `first` on, which the pipeline does not use."""
+    prefix = "text_model.encoder.layers."
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(prefix) or int(name.removeprefix(prefix).split(".")[0]) < first
+    }
+
+
+def read_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Every tensor of a file by name, and the header's remarks.
+
+    Raises:
+        CheckpointError: Not a file of tensors, damaged, or a pickle that is not allowed.
+    """
+    if path.suffix.lower() in pickled.SUFFIXES:
+        return pickled.read_state_dict(path, allow=allow_pickle), {}
+    if path.suffix.lower() not in {".safetensors", ".sft"}:
+        raise CheckpointError(
+            f"{path.name} is no file this version reads as a model: it takes .safetensors, and .ckpt with "
+            "--allow-pickle."
+        )
+    file = SafetensorsFile(path)
+    return file.tensors, file.metadata
+
+
+def open_single_file(
+    source: str,
+    path: Path,
+    *,
+    allow_pickle: bool = False,
+    config: str | None = None,
+    tokenizer: str | None = None,
+) -> SingleFileCheckpoint:
+    """Open a checkpoint in one file.
+
+    Args:
+        source: As the user typed it.
+        config: Folder in diffusers layout whose configs, scheduler and tokenizer replace what would be
+            inferred; it need not hold all of them.
+        tokenizer: Folder with `vocab.json` and `merges.txt`, for vocabularies other than CLIP's.
+
+    Raises:
+        CheckpointError: See `families.detect`; or no tokenizer fits.
+    """
+    path = path.resolve()
+    tensors, metadata = read_tensors(path, allow_pickle=allow_pickle)
+    family = families.detect(tensors, source)
+    given = Path(config).expanduser() if config is not None else None
+    if given is not None and not given.is_dir():
+        raise CheckpointError(f"--config {config} is no folder.")
+    maker = Configs(source, tensors, metadata, family, given, tokenizer)
+    root = folder_of(maker.files())
+    index = read_json(root / "model_index.json")
+    check_folder(source, root, [name for name in index if not name.startswith("_")])
+    return SingleFileCheckpoint(
+        source=source,
+        root=root,
+        index=index,
+        path=path,
+        family=family,
+        tensors=tensors,
+        assumed=tuple(maker.assumed),
+        extras={"config": config, "tokenizer": tokenizer, "pickle": path.suffix in pickled.SUFFIXES},
+    )

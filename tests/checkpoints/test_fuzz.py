@@ -1,0 +1,215 @@
+"""Whatever bytes the parsers are given, they answer or say in one of our errors why not."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from exporter.artifact import MANIFEST, Artifact
+from exporter.checkpoints import SafetensorsFile, resolve
+from exporter.errors import ExporterError
+
+FUZZ = settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""Two seconds for one input of a few hundred bytes: a parser that takes longer can be made to hang."""
+
+numbers = st.one_of(
+    st.integers(-(2**70), 2**70),
+    st.integers(0, 64),
+    st.booleans(),
+    st.floats(),
+    st.none(),
+    st.text(max_size=5),
+)
+json_values = st.recursive(
+    numbers,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=8), inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+entries = st.one_of(
+    json_values,
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "F16", "I64", "BOOL", "F4", "", 3, None, ["F32"]]),
+            "shape": st.one_of(st.lists(numbers, max_size=80), json_values),
+            "data_offsets": st.one_of(st.tuples(numbers, numbers).map(list), json_values),
+        }
+    ),
+)
+
+
+def dumped(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+@FUZZ
+@given(header=st.dictionaries(st.text(max_size=10), entries, max_size=4), data=st.binary(max_size=64))
+def test_safetensors_headers(tmp_path: Path, header: dict[str, Any], data: bytes) -> None:
+    raw = dumped(header)
+    check_safetensors(tmp_path / "x.safetensors", len(raw).to_bytes(8, "little") + raw + data)
+
+
+@FUZZ
+@given(data=st.binary(max_size=200))
+def test_safetensors_bytes(tmp_path: Path, data: bytes) -> None:
+    check_safetensors(tmp_path / "x.safetensors", data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b"[" * 100_000,
+        b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"F32","shape":[' + b",".join([b"9" * 18] * 50_000) + b'],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}',
+        b'{"__metadata__":[1,2]}',
+    ],
+    ids=["nested objects", "nested lists", "a long number", "many numbers", "infinity", "odd metadata"],
+)
+def test_safetensors_headers_that_are_meant_to_hurt(tmp_path: Path, header: bytes) -> None:
+    check_safetensors(tmp_path / "x.safetensors", len(header).to_bytes(8, "little") + header + b"\0" * 8)
+
+
+def check_safetensors(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    try:
+        file = SafetensorsFile(path)
+    except ExporterError as error:
+        assert len(str(error)) < 2000
+        return
+    spans = []
+    for tensor in file.tensors.values():
+        assert tensor.offset >= 0 and tensor.offset + tensor.nbytes <= len(data), "inside the file"
+        assert len(tensor.raw()) == tensor.nbytes
+        if tensor.nbytes:
+            spans.append((tensor.offset, tensor.offset + tensor.nbytes))
+    spans.sort()
+    assert all(a[1] <= b[0] for a, b in pairwise(spans)), "no byte twice"
+
+
+def a_manifest() -> dict[str, Any]:
+    file = {"path": "unet/model.onnx", "sha256": "0" * 64, "bytes": 3}
+    return {
+        "kind": "exporter-artifact", "schema_version": 1, "created": "now", "target": "onnx",
+        "source": {
+            "source": "x", "pipeline_class": "StableDiffusionPipeline", "files": [file],
+            "overlays": [{"kind": "lora", "source": "x", "scale": 1.0, "files": [file]}],
+        },
+        "components": [
+            {
+                "name": "unet", "entry": "unet/model.onnx", "files": [file], "parameters": 3,
+                "dtype": "float32", "outputs": [],
+                "inputs": [{"name": "sample", "dtype": "float32", "dims": ["batch", 4]}],
+            }
+        ],
+        "shared_files": [dict(file)],
+    }  # fmt: skip
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every path into a JSON value."""
+    if isinstance(value, dict):
+        return [at, *(p for k, v in value.items() for p in places(v, (*at, k)))]
+    if isinstance(value, list):
+        return [at, *(p for i, v in enumerate(value) for p in places(v, (*at, i)))]
+    return [at]
+
+
+@FUZZ
+@given(place=st.sampled_from(places(a_manifest())[1:]), value=st.one_of(json_values, st.text(max_size=400)))
+def test_manifests(tmp_path: Path, place: tuple[Any, ...], value: Any) -> None:
+    manifest = a_manifest()
+    inner: Any = manifest
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    (tmp_path / MANIFEST).write_bytes(dumped(manifest))
+    try:
+        artifact = Artifact.open(tmp_path)
+        artifact.changed_files()
+        artifact.verified(rehash=True)
+        artifact.manifest.digest()
+    except ExporterError:
+        return
+    for file in artifact.manifest.all_files():
+        assert (tmp_path / file.path).resolve().is_relative_to(tmp_path.resolve())
+
+
+@FUZZ
+@given(data=st.one_of(st.binary(max_size=100), st.just(b"[" * 100_000), json_values.map(dumped)))
+def test_manifest_bytes(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(data)
+    with pytest.raises(ExporterError):
+        Artifact.open(tmp_path)
+
+
+@FUZZ
+@given(
+    index=st.one_of(
+        json_values,
+        st.dictionaries(
+            st.one_of(
+                st.sampled_from(["_class_name", "unet", "vae", "..", "auto_map"]), st.text(max_size=300)
+            ),
+            st.one_of(
+                json_values, st.just(["diffusers", "AutoencoderKL"]), st.just("StableDiffusionPipeline")
+            ),
+            max_size=5,
+        ),
+    )
+)
+def test_model_indexes(tmp_path: Path, index: Any) -> None:
+    (tmp_path / "model_index.json").write_bytes(dumped(index))
+    try:
+        checkpoint = resolve(tmp_path)
+        checkpoint.validate()
+    except ExporterError:
+        return
+    assert all(isinstance(v, str) for pair in checkpoint.component_classes.values() for v in pair)
+
+
+@FUZZ
+@given(
+    items=st.lists(
+        st.tuples(
+            st.sampled_from(["location", "offset", "length", "checksum"]),
+            st.one_of(
+                st.text(max_size=300), st.integers(-(2**80), 2**80).map(str),
+                st.sampled_from(["data", "../data", "/etc/passwd", ".", "..", "a/../../x", "9" * 5000]),
+            ),
+        ),
+        min_size=1, max_size=4,
+    ),
+    hidden=st.booleans(),
+)  # fmt: skip
+def test_external_data_of_onnx(tmp_path: Path, items: list[tuple[str, str]], hidden: bool) -> None:
+    onnx = pytest.importorskip("onnx")
+    from exporter.targets.onnx.runner import check_data
+
+    (tmp_path / "data").write_bytes(b"\0" * 64)
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4])
+    for key, value in items:
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value.encode("utf-8", "replace").decode()
+    graph = onnx.GraphProto()
+    if hidden:  # in a constant inside the branch of an If
+        inner = onnx.GraphProto(node=[onnx.helper.make_node("Constant", [], ["c"], value=tensor)])
+        graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner))
+    else:
+        graph.initializer.append(tensor)
+    model = onnx.ModelProto(graph=graph)
+    last = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        check_data(model, tmp_path)
+    except ExporterError:
+        return
+    assert last["location"] == "data" or (tmp_path / last["location"]).samefile(tmp_path / "data")
+    assert 0 <= int(last.get("offset", 0)) + int(last.get("length", 0)) <= 64
