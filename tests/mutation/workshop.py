@@ -251,8 +251,13 @@ def edit_record(root: Path, **changes: Any) -> None:
 
 @contextmanager
 def capturing(plant: Callable[[nn.Module], None] | None) -> Iterator[None]:
-    """Inside, the exporter captures every module with a fault planted in it."""
+    """Inside, the exporter captures every module with a fault planted in it.
+
+    Without the cache of graphs: it holds honest ones, and must not come to hold others.
+    """
     from importlib import import_module
+
+    from exporter import cache
 
     capture = import_module("exporter.graph.capture")
     original = capture.fake_weights
@@ -265,7 +270,8 @@ def capturing(plant: Callable[[nn.Module], None] | None) -> Iterator[None]:
 
     capture.fake_weights = fake_weights
     try:
-        yield
+        with cache.off():
+            yield
     finally:
         capture.fake_weights = original
 
