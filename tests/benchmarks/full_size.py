@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -140,12 +140,13 @@ def _write_weights(
     raw += b" " * (-len(raw) % 8)
     with path.open("wb") as handle:
         handle.write(len(raw).to_bytes(8, "little") + raw)
-        for name, parameter in parameters.items():
-            for values in _values(name, parameter, noise):
+        for number, (name, parameter) in enumerate(parameters.items()):
+            for values in _values(name, parameter, noise, number):
                 handle.write((values.astype(np.float16) if half else values).tobytes())
 
 
-def _values(name: str, parameter: nn.Parameter, noise: np.ndarray):
+def _values(name: str, parameter: nn.Parameter, noise: np.ndarray, number: int) -> Iterator[np.ndarray]:
+    """Weights of one parameter. No two get the same: exporters that look for duplicates would merge them."""
     left = parameter.numel()
     if parameter.dim() == 1:
         yield np.full(left, 0.0 if name.endswith("bias") else 1.0, np.float32)
@@ -153,8 +154,8 @@ def _values(name: str, parameter: nn.Parameter, noise: np.ndarray):
     scale = np.float32(
         0.02 if "embedding" in name and "time" not in name else 1 / math.sqrt(left / parameter.shape[0])
     )
+    start = 977 * number % (len(noise) // 2)
     while left:
-        start = left % 977  # so that equal shapes do not get equal weights
         piece = noise[start : start + min(left, len(noise) - start)] * scale
         left -= len(piece)
         yield piece
