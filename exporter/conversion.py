@@ -9,6 +9,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -22,11 +23,13 @@ from exporter.artifact import (
     MANIFEST,
     Artifact,
     ComponentRecord,
+    FileRecord,
     Manifest,
     SourceRecord,
     hash_files,
     write_text_atomic,
 )
+from exporter.background import aside
 from exporter.errors import ResourceError, UsageError
 from exporter.progress import NullProgress, Progress
 from exporter.staging import Staging, check_destination
@@ -34,7 +37,7 @@ from exporter.staging import Staging, check_destination
 if TYPE_CHECKING:
     from exporter.architectures import Component
     from exporter.checkpoints import Checkpoint
-    from exporter.targets import Options, Target
+    from exporter.targets import ExportedComponent, Options, Target
 
 TOOLS = (
     "torch", "diffusers", "transformers", "numpy", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
@@ -248,12 +251,13 @@ def convert(
     check_destination(plan.output, overwrite=overwrite)
     plan.check_resources()
     with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
+        hashed = aside(lambda: plan._checkpoint.files)
         with cache.off(not use_cache):
             records, resumed = _export_all(plan, staging, report_progress)
         shared = plan._target.finish(plan._checkpoint, plan._components, plan._options, staging.root)
         manifest = Manifest(
             target=plan.target,
-            source=_source_record(plan, report_progress),
+            source=_source_record(plan, hashed, report_progress),
             options=plan.options,
             recipe=dict(recipe) if recipe is not None else None,
             tools=tool_versions(),
@@ -289,36 +293,51 @@ def convert(
 
 
 def _export_all(plan: Plan, staging: Staging, progress: Progress) -> tuple[list[ComponentRecord], list[str]]:
-    records, resumed = [], []
-    for component in plan._components:
-        record = staging.completed(component.name)
-        if record is not None:
-            progress.start(f"{component.name}: complete from an earlier run")
-            progress.done()
-            resumed.append(component.name)
-        else:
+    """Export what is not complete. A component is hashed and flushed while the next one is being exported;
+    also when that one fails: leaving the executor waits."""
+    records: list[Future[ComponentRecord]] = []
+    resumed = []
+    with ThreadPoolExecutor(1) as second:
+        for component in plan._components:
+            record = staging.completed(component.name)
+            if record is not None:
+                progress.start(f"{component.name}: complete from an earlier run")
+                progress.done()
+                resumed.append(component.name)
+                records.append(second.submit(lambda record: record, record))
+                continue
             began = time.monotonic()
             exported = plan._target.export(component, plan._options, staging.root, progress)
-            record = ComponentRecord(
-                name=component.name,
-                entry=exported.entry.relative_to(staging.root).as_posix(),
-                files=hash_files(exported.files, staging.root),
-                inputs=list(exported.inputs),
-                outputs=list(exported.outputs),
-                parameters=component.parameters,
-                dtype=plan._options.dtype,
-                seconds=round(time.monotonic() - began, 3),
-                details=dict(exported.details),
-            )
-            staging.mark_complete(record)
+            seconds = round(time.monotonic() - began, 3)
+            records.append(second.submit(_complete, plan, staging, component, exported, seconds))
             gc.collect()
-        records.append(record)
-    return records, resumed
+        progress.start("flushing to disk")
+        finished = [record.result() for record in records]
+        progress.done()
+    return finished, resumed
 
 
-def _source_record(plan: Plan, progress: Progress) -> SourceRecord:
+def _complete(
+    plan: Plan, staging: Staging, component: Component, exported: ExportedComponent, seconds: float
+) -> ComponentRecord:
+    record = ComponentRecord(
+        name=component.name,
+        entry=exported.entry.relative_to(staging.root).as_posix(),
+        files=hash_files(exported.files, staging.root),
+        inputs=list(exported.inputs),
+        outputs=list(exported.outputs),
+        parameters=component.parameters,
+        dtype=plan._options.dtype,
+        seconds=seconds,
+        details=dict(exported.details),
+    )
+    staging.mark_complete(record)
+    return record
+
+
+def _source_record(plan: Plan, hashed: Future[list[FileRecord]], progress: Progress) -> SourceRecord:
     progress.start("hashing the source")
-    files = plan._checkpoint.files
+    files = hashed.result()
     progress.done()
     return SourceRecord(
         source=plan.source,

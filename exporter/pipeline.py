@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
@@ -85,8 +86,32 @@ class ExportedTextEncoder(ExportedModule):
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)  # type: ignore[arg-type]
 
 
+class ExportedTextLayers(ExportedModule):
+    """Stands for a `CLIPTextModel` or `CLIPTextModelWithProjection` of SDXL: gives every hidden state."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
+        from transformers.utils import ModelOutput
+
+        named = zip(
+            (s.name for s in self.runner.outputs), self.call(self.runner, input_ids=input_ids), strict=True
+        )
+        whole, states = {}, []
+        for name, value in named:
+            if name.startswith("hidden_states."):
+                states.append(value)
+            else:
+                whole[name] = value
+        return ModelOutput(**whole, hidden_states=tuple(states))
+
+
 class ExportedUNet(ExportedModule):
     """Stands for a `UNet2DConditionModel`."""
+
+    def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
+        super().__init__(runner, config)
+        width = config.get("projection_class_embeddings_input_dim")
+        if width:  # the SDXL pipeline measures its time ids against this layer
+            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
 
     def forward(
         self,
@@ -94,6 +119,7 @@ class ExportedUNet(ExportedModule):
         timestep: torch.Tensor | float,
         encoder_hidden_states: torch.Tensor,
         return_dict: bool = True,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
         **ignored: Any,
     ) -> Any:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -103,6 +129,7 @@ class ExportedUNet(ExportedModule):
             sample=sample,
             timestep=torch.as_tensor(timestep),
             encoder_hidden_states=encoder_hidden_states,
+            **(added_cond_kwargs or {}),
         )
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
 
@@ -222,7 +249,9 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     import diffusers
     from transformers import CLIPTokenizer
 
-    for name in ("text_encoder", "unet", "vae_decoder"):
+    large = "XL" in pipeline_class
+    encoders = ("text_encoder", "text_encoder_2") if large else ("text_encoder",)
+    for name in (*encoders, "unet", "vae_decoder"):
         if name not in runners:
             raise ArtifactError(
                 f"The artifact has no {name}, so it cannot paint.",
@@ -230,25 +259,26 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
             )
     scheduler_config = _config(root, "scheduler", "scheduler_config.json")
     scheduler = getattr(diffusers, scheduler_config["_class_name"]).from_config(scheduler_config)
-    modules = {
-        "text_encoder": ExportedTextEncoder(
-            runners["text_encoder"], _config(root, "text_encoder", "config.json")
-        ),
-        "unet": ExportedUNet(runners["unet"], _config(root, "unet", "config.json")),
-        "vae": ExportedVae(
-            runners["vae_decoder"],
-            runners.get("vae_encoder"),
-            _config(root, "vae_decoder", "config.json"),
-        ),
-    }
+    text_module = ExportedTextLayers if large else ExportedTextEncoder
+    parts: dict[str, Any] = {}
+    for name in encoders:
+        parts[name] = text_module(runners[name], _config(root, name, "config.json"))
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        parts[tokenizer] = CLIPTokenizer.from_pretrained(root / tokenizer, local_files_only=True)
+    if large:
+        index = _config(root, ".", "model_index.json")
+        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+        parts |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     cls = getattr(diffusers, pipeline_class)
     pipeline = cls(
-        **modules,
+        unet=ExportedUNet(runners["unet"], _config(root, "unet", "config.json")),
+        vae=ExportedVae(
+            runners["vae_decoder"], runners.get("vae_encoder"), _config(root, "vae_decoder", "config.json")
+        ),
         scheduler=scheduler,
-        tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **parts,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -11,6 +11,7 @@ from exporter.errors import CheckpointError
 FAMILIES = {
     "StableDiffusionPipeline": "exporter.architectures.stable_diffusion",
     "StableDiffusionImg2ImgPipeline": "exporter.architectures.stable_diffusion",
+    "StableDiffusionXLPipeline": "exporter.architectures.stable_diffusion_xl",
 }
 """Pipeline class of model_index.json → the module that names its components."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,18 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.inner(input_ids=input_ids, return_dict=False)
         return output[0], output[1]
+
+
+class AllLayers(nn.Module):
+    """`input_ids` → the encoder's two outputs, then the hidden states of embedding and layers."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.inner(input_ids=input_ids, output_hidden_states=True)
+        return (output[0], output[1], *output.hidden_states)
 
 
 def rename_text(name: str) -> str | None:
@@ -44,27 +57,60 @@ def prompt_ids(config: dict[str, Any]) -> Any:
 
 def clip_text_encoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:
     """The component of a `CLIPTextModel` folder."""
+    hidden = int(checkpoint.config(folder)["hidden_size"])
+    outputs = (
+        TensorSpec("last_hidden_state", "float32", ("batch", "sequence", hidden)),
+        TensorSpec("pooler_output", "float32", ("batch", hidden)),
+    )
+    return _component(checkpoint, folder, native, "CLIPTextModel", outputs, TextEncoder)
+
+
+def clip_text_layers(checkpoint: Checkpoint, folder: str, native: Size, class_name: str) -> Component:
+    """The component of a `CLIPTextModel` or `CLIPTextModelWithProjection` folder with every hidden state.
+
+    SDXL takes the last but one. Names and order are those of optimum's exports, whose clients ask for all:
+    `hidden_states.0` is the embedding.
+    """
     config = checkpoint.config(folder)
-    hidden = int(config["hidden_size"])
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    last = TensorSpec("last_hidden_state", "float32", ("batch", "sequence", hidden))
+    if class_name == "CLIPTextModelWithProjection":
+        first = (TensorSpec("text_embeds", "float32", ("batch", int(config["projection_dim"]))), last)
+    else:
+        first = (last, TensorSpec("pooler_output", "float32", ("batch", hidden)))
+    states = (
+        TensorSpec(f"hidden_states.{number}", "float32", ("batch", "sequence", hidden))
+        for number in range(layers + 1)
+    )
+    return _component(checkpoint, folder, native, class_name, (*first, *states), AllLayers)
+
+
+def _component(
+    checkpoint: Checkpoint,
+    folder: str,
+    native: Size,
+    class_name: str,
+    outputs: tuple[TensorSpec, ...],
+    adapt: Callable[[nn.Module], nn.Module],
+) -> Component:
+    config = checkpoint.config(folder)
 
     def construct() -> nn.Module:
-        from transformers import CLIPTextConfig, CLIPTextModel
+        import transformers
 
-        return CLIPTextModel(CLIPTextConfig.from_dict(config))
+        built: nn.Module = getattr(transformers, class_name)(transformers.CLIPTextConfig.from_dict(config))
+        return built
 
     return Component(
         name=folder,
         folder=folder,
         checkpoint=checkpoint,
-        class_name="CLIPTextModel",
+        class_name=class_name,
         inputs=(TensorSpec("input_ids", "int64", ("batch", "sequence")),),
-        outputs=(
-            TensorSpec("last_hidden_state", "float32", ("batch", "sequence", hidden)),
-            TensorSpec("pooler_output", "float32", ("batch", hidden)),
-        ),
+        outputs=outputs,
         native=native,
         construct=construct,
-        adapt=TextEncoder,
+        adapt=adapt,
         make_inputs={"input_ids": prompt_ids(config)},
         renames=rename_text,
     )

@@ -38,7 +38,7 @@ def key_of(component: Component, options: Mapping[str, Any]) -> str | None:
 
     Args:
         component: Its class, config, tensors, the functions that build it with all they hold, and the names
-            (not the shapes, dtypes or bytes) of its weights count.
+            (not the shapes, dtypes or bytes) of its weights count: initializers are called as stored.
         options: Of `build()`.
     """
     modules: set[str] = set()
@@ -48,7 +48,7 @@ def key_of(component: Component, options: Mapping[str, Any]) -> str | None:
             "config": _described(component.config, modules),
             "tensors": _described([component.inputs, component.outputs, component.native], modules),
             "functions": [_described(each, modules) for each in (component.construct, component.adapt)],
-            "weights": hashlib.sha256("\n".join(sorted(component.weights)).encode()).hexdigest(),
+            "weights": _names_digest(component),
             "options": _described(dict(options), modules),
             "tools": [_version(name) for name in TOOLS],
             "sources": [source_digest(), *(_module_digest(name) for name in sorted(modules))],
@@ -56,6 +56,11 @@ def key_of(component: Component, options: Mapping[str, Any]) -> str | None:
     except Undescribed:
         return None
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _names_digest(component: Component) -> str:
+    names = sorted((name, tensor.name) for name, tensor in component.weights.items())
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 @functools.cache

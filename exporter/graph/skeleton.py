@@ -66,12 +66,12 @@ def encode(graph: Graph, component: Component) -> bytes:
     """The graph as bytes: a first line, sha256 of the rest, length of the notes, notes (JSON), ONNX."""
     import onnx_ir as ir
 
-    names = {tensor.name: name for name, tensor in component.weights.items()}
+    names = {id(tensor): name for name, tensor in component.weights.items()}
     notes = {
         "weights": [
             [
                 name,
-                names[recipe.source.name],
+                names[id(recipe.source)],
                 list(recipe.source.shape),
                 recipe.dtype,
                 list(recipe.shape),

@@ -81,13 +81,13 @@ def compare(target: str, source: Path, work: Path, *, keep: bool) -> dict[str, A
 
 
 def sdxl_unet(source: Path, work: Path, *, keep: bool) -> dict[str, Any]:
-    """The UNet of SDXL alone, to ONNX, with the graph to make and with it in the cache."""
+    """The UNet of SDXL alone, float16 to ONNX in float16, with the graph to make and with it in the cache."""
     cache = {"EXPORTER_CACHE": str(work / "cache-sdxl")}
     runs = []
     for what, name in (("exporter", "ours-sdxl"), ("exporter again", "again-sdxl")):
         warm(source)
         output = work / name
-        command = own_command("onnx", source, output, "--component", "unet")
+        command = own_command("onnx", source, output, "--component", "unet", "--dtype", "float16")
         runs.append(measure(what, command, output, cache))
         if not keep or what != "exporter":
             shutil.rmtree(output, ignore_errors=True)

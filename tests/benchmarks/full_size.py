@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,15 +81,57 @@ def make_full_size(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _write_weights(module: nn.Module, path: Path, generator: np.random.Generator) -> None:
+def make_sdxl_unet(folder: Path, *, seed: int = 0) -> Path:
+    """Write what converting the UNet of SDXL base asks for.
+
+    2.57 billion random float16 weights, 5 GB, and the VAE beside them, whose config gives the native size.
+    """
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+
+    with no_weights():
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            cross_attention_dim=2048,
+        )
+        vae = AutoencoderKL(
+            sample_size=1024, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    for name, part in (("unet", unet), ("vae", vae)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        part.save_config(folder / name)
+        generator = np.random.default_rng(seed)
+        path = folder / name / "diffusion_pytorch_model.safetensors"
+        _write_weights(part, path, generator, half=True)
+    EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.39.0"}
+    parts: dict[str, object] = dict(index)
+    for name, part in (("unet", unet), ("vae", vae), ("scheduler", EulerDiscreteScheduler())):
+        parts[name] = ["diffusers", type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(parts, indent=2))
+    return folder
+
+
+def _write_weights(
+    module: nn.Module, path: Path, generator: np.random.Generator, *, half: bool = False
+) -> None:
     noise = generator.standard_normal(BLOCK, dtype=np.float32)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
-        size = 4 * parameter.numel()
+        size = (2 if half else 4) * parameter.numel()
         header[name] = {
-            "dtype": "F32",
+            "dtype": "F16" if half else "F32",
             "shape": list(parameter.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -98,12 +140,13 @@ def _write_weights(module: nn.Module, path: Path, generator: np.random.Generator
     raw += b" " * (-len(raw) % 8)
     with path.open("wb") as handle:
         handle.write(len(raw).to_bytes(8, "little") + raw)
-        for name, parameter in parameters.items():
-            for values in _values(name, parameter, noise):
-                handle.write(values.tobytes())
+        for number, (name, parameter) in enumerate(parameters.items()):
+            for values in _values(name, parameter, noise, number):
+                handle.write((values.astype(np.float16) if half else values).tobytes())
 
 
-def _values(name: str, parameter: nn.Parameter, noise: np.ndarray):
+def _values(name: str, parameter: nn.Parameter, noise: np.ndarray, number: int) -> Iterator[np.ndarray]:
+    """Weights of one parameter. No two get the same: exporters that look for duplicates would merge them."""
     left = parameter.numel()
     if parameter.dim() == 1:
         yield np.full(left, 0.0 if name.endswith("bias") else 1.0, np.float32)
@@ -111,8 +154,8 @@ def _values(name: str, parameter: nn.Parameter, noise: np.ndarray):
     scale = np.float32(
         0.02 if "embedding" in name and "time" not in name else 1 / math.sqrt(left / parameter.shape[0])
     )
+    start = 977 * number % (len(noise) // 2)
     while left:
-        start = left % 977  # so that equal shapes do not get equal weights
         piece = noise[start : start + min(left, len(noise) - start)] * scale
         left -= len(piece)
         yield piece

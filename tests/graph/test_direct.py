@@ -117,6 +117,7 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "slice_by_size": lambda m, x: x[:, :, : x.shape[3], :2],
     "select": lambda m, x: x[:, 3] + x.select(1, -1),
     "cat": lambda m, x: torch.cat([x, x * 2, (x > 0).to(torch.int32)], dim=-1),
+    "concat": lambda m, x: torch.concat([x, x * 2], dim=-1),
     "stack": lambda m, x: torch.stack([x, x * 2], dim=1),
     "chunk": lambda m, x: x.chunk(2, dim=1)[0] * x.chunk(2, dim=1)[1] + x.chunk(1, dim=1)[0][:, :4],
     "pad": lambda m, x: functional.pad(x, (0, 1, 2, 0)) * 2,

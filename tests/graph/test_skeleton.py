@@ -229,6 +229,10 @@ def test_the_key_tells_apart_what_may_differ(tiny: Path, tmp_path: Path) -> None
         "fewer weights": replace(component, used=("text_model.encoder",)),
     }
     variants = {name: key_of(each, {"dtype": "float32"}) for name, each in components.items()}
+    renamed = replace(component)
+    stored = {n: replace(t, name=f"old.{t.name}") for n, t in component.weights.items()}
+    object.__setattr__(renamed, "weights", stored)
+    variants["names in the file"] = key_of(renamed, {"dtype": "float32"})
     variants["an option"] = key_of(component, {"dtype": "float16"})
     assert None not in variants.values()
     assert len(set(variants.values())) == len(variants), variants

@@ -215,6 +215,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.slice.Tensor": slice_,
     "aten.select.int": select,
     "aten.cat.default": cat,
+    "aten.concat.default": cat,
     "aten.stack.default": stack,
     "aten.chunk.default": chunk,
     "aten.pad.default": pad,
