@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from exporter import pipeline
-from exporter.artifact import check_inside
+from exporter.artifact import Artifact, check_inside
 from exporter.checkpoints import open_source, resolve
 from exporter.checkpoints.pickled import read_state_dict
 from exporter.errors import ArtifactError, CheckpointError
+from exporter.parity.sources import reference_for
 from tests import original_layout
+from tests.parity.torch_target import make_artifact
 
 
 @pytest.fixture
@@ -135,6 +137,11 @@ def test_a_ckpt_is_refused_by_default_and_read_without_running_it(tiny: Path, tm
             assert torch.equal(opened.stored(folder)[name].load(), tensor.load())
             assert bytes(opened.stored(folder)[name].raw()) == bytes(tensor.raw())
     assert opened.opened_with["pickle"] is True
+
+    artifact = Artifact.open(make_artifact(opened, tmp_path / "artifact", components=["text_encoder"]))
+    with pytest.raises(ArtifactError, match="is a pickle"):
+        reference_for(artifact, None)  # what a manifest says does not count as permission
+    assert reference_for(artifact, None, allow_pickle=True).files == opened.files
 
     mark = tmp_path / "ran"
     torch.save({"state_dict": state, "x": Bomb(mark)}, path)

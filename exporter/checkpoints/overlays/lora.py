@@ -131,10 +131,12 @@ def fused(weight: StoredTensor, branches: Sequence[Branch]) -> MadeTensor:
     """
 
     def make() -> torch.Tensor:
-        total = weight.load().double()
+        import torch
+
+        total = weight.load().to(torch.float64, copy=True)
         for branch in branches:
             up, down = branch.up.load().double().flatten(1), branch.down.load().double().flatten(1)
-            total = total + branch.scale * (up @ down).reshape(weight.shape)
+            total.add_((up @ down).reshape(weight.shape), alpha=branch.scale)
         return total if weight.dtype == "F64" else total.float()
 
     return made(weight.name, "F64" if weight.dtype == "F64" else "F32", weight.shape, weight, make)
