@@ -22,6 +22,7 @@ from exporter.targets.coreml.layout import (
 )
 from exporter.targets.coreml.modules import Captured, Leaving, capture, module_values
 from exporter.targets.coreml.options import CoremlOptions
+from exporter.targets.coreml.package import SCALARS_KEY
 
 if TYPE_CHECKING:
     from exporter.checkpoints import Checkpoint
@@ -59,8 +60,11 @@ def export(
     progress.start(f"{component.name}: tracing")
     captured = capture(component, layout, options.attention)
     progress.start(f"{component.name}: converting")
-    model = frontend.convert(captured.program, layout, options)
-    describe(model, component, layout, options, module_map(captured, model))
+    model, scalars = frontend.convert(captured.program, layout, options)
+    describe(model, component, layout, options)
+    notes = {MODULES_KEY: module_map(captured, model), SCALARS_KEY: scalars}
+    for key, note in notes.items():
+        model.user_defined_metadata[key] = json.dumps(note, separators=(",", ":"))
     progress.start(f"{component.name}: writing")
     entry = staging / package_name(model_id(component.checkpoint), component.name)
     files = frontend.save(model, entry)
@@ -129,9 +133,7 @@ def _value_of(leaving: Leaving, operations: dict[int, list[Any]]) -> str | None:
     return None
 
 
-def describe(
-    model: Any, component: Component, layout: Layout, options: CoremlOptions, modules: dict[str, list[str]]
-) -> None:
+def describe(model: Any, component: Component, layout: Layout, options: CoremlOptions) -> None:
     """Fill in what Xcode and `exporter inspect` show. The date goes: equal input gives equal bytes."""
     from importlib.metadata import version
 
@@ -154,7 +156,6 @@ def describe(
     notes["exporter.attention"] = options.attention if component.name == "unet" else "original"
     notes["exporter.compute_units"] = options.compute_units
     notes["identifier"] = name
-    notes[MODULES_KEY] = json.dumps(modules, separators=(",", ":"))
 
 
 def _ours(component: Component, specs: Any, size: Size, bindings: Any) -> list[TensorRecord]:

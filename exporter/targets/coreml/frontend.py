@@ -41,8 +41,8 @@ def coremltools() -> Any:
     return ct
 
 
-def convert(program: Any, layout: Layout, options: CoremlOptions) -> Any:
-    """A traced program as an `MLModel` that is not loaded.
+def convert(program: Any, layout: Layout, options: CoremlOptions) -> tuple[Any, dict[str, float]]:
+    """A traced program as an `MLModel` that is not loaded, and its scalars before they were rounded.
 
     Args:
         program: `torch.export`'s, decomposed.
@@ -53,9 +53,10 @@ def convert(program: Any, layout: Layout, options: CoremlOptions) -> Any:
     """
     ct = coremltools()
     register_operators()
+    scalars: dict[str, float] = {}
     with quiet():
         try:
-            return ct.convert(
+            model = ct.convert(
                 program,
                 convert_to="mlprogram",
                 skip_model_load=True,
@@ -65,7 +66,7 @@ def convert(program: Any, layout: Layout, options: CoremlOptions) -> Any:
                     for f in layout.inputs
                 ],
                 outputs=[ct.TensorType(name=f.name, dtype=np.float32) for f in layout.outputs],
-                compute_precision=precision(options.dtype),
+                compute_precision=precision(options.dtype, scalars),
                 compute_units=getattr(ct.ComputeUnit, COMPUTE_UNITS[options.compute_units]),
             )
         except Exception as error:  # coremltools raises whatever its parts do
@@ -74,6 +75,7 @@ def convert(program: Any, layout: Layout, options: CoremlOptions) -> Any:
                 f"coremltools cannot convert this for {options.deployment_target}: {first}",
                 hint="Try a newer --deployment-target, or --attention original.",
             ) from error
+    return model, scalars
 
 
 def save(model: Any, path: Path) -> list[Path]:
@@ -102,15 +104,34 @@ def name_items(manifest: Path) -> None:
     manifest.write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
 
 
-def precision(dtype: str) -> Any:
+def precision(dtype: str, scalars: dict[str, float]) -> Any:
     """What coremltools casts to float16: everything, except what feeds the sine of a timestep.
 
     In float16 the phase of a timestep of 981 is off by up to 0.27.
+
+    Args:
+        scalars: Filled with the constants of one element that are cast, under the names they get, as they
+            were: an epsilon of 1e-5 is off by a thousandth in float16, which is no fault of the graph.
     """
     ct = coremltools()
     if dtype == "float32":
         return ct.precision.FLOAT32
-    return ct.transform.FP16ComputePrecision(op_selector=lambda op: not feeds_wave(op))
+
+    def is_cast(op: Any) -> bool:
+        if feeds_wave(op):
+            return False
+        for value in op.inputs.values():
+            for var in value if isinstance(value, list | tuple) else (value,):
+                number = getattr(var, "val", None)
+                if (
+                    isinstance(number, np.generic | np.ndarray)
+                    and number.size == 1
+                    and number.dtype.kind == "f"
+                ):
+                    scalars[f"{var.name}_to_fp16"] = float(number.reshape(-1)[0])
+        return True
+
+    return ct.transform.FP16ComputePrecision(op_selector=is_cast)
 
 
 def feeds_wave(op: Any) -> bool:

@@ -152,7 +152,7 @@ def to_apple(binding: Binding, array: np.ndarray, shape: tuple[int, ...]) -> np.
 def package_name(model: str, component: str) -> str:
     """`Stable_Diffusion_version_<model>_<component>.mlpackage`, slashes as underscores.
 
-    Apple: `torch2coreml._get_out_path`, which joins `version` (the model id) with "/" → "_".
+    What `coreml_model._load_mlpackage` opens for `--model-version <model>`.
     """
     tail = {"controlnet": f"ControlNet_{portable(model)}"}.get(component)
     return f"{tail or f'Stable_Diffusion_version_{portable(model)}_{component}'}.mlpackage"

@@ -83,8 +83,8 @@ def _port(proto: Any) -> Port:
 
 @rule
 def file_name(subject: Subject) -> list[str]:
-    """`coreml_model.get_resource_type` and `_load_mlpackage` glob `*_{submodule}.mlpackage`; the names are
-    made by `torch2coreml._get_out_path` (`Stable_Diffusion_version_{model}_{submodule}`)."""
+    """`coreml_model._load_mlpackage` opens `Stable_Diffusion_version_{model}_{submodule}.mlpackage`, with
+    every "/" of the model's name as "_", and raises FileNotFoundError for any other name."""
     right = subject.file_name.startswith(PREFIXES) and subject.file_name.endswith(
         f"_{subject.component}.mlpackage"
     )
@@ -97,16 +97,16 @@ def file_name(subject: Subject) -> list[str]:
 
 @rule
 def input_names(subject: Subject) -> list[str]:
-    """`coreml_model.CoreMLModel._verify_inputs` raises for a name it does not expect; the pipeline passes
-    the names of `pipeline.CoreMLStableDiffusionPipeline.__call__`. Swift looks inputs up by the names in
-    `TextEncoder.swift`, and by position in `Unet.swift` (`sample`, `timestep`, `encoder_hidden_states`)."""
+    """`coreml_model.CoreMLModel._verify_inputs` raises ValueError for a name it does not expect, and
+    `pipeline.py` passes these. `Unet.predictNoise` in Swift passes `sample`, `timestep` and
+    `encoder_hidden_states`; `TextEncoder` and `Decoder` take whatever input there is."""
     return _names("input", [b.name for b in INPUTS[subject.component]], list(subject.inputs))
 
 
 @rule
 def output_names(subject: Subject) -> list[str]:
-    """`pipeline.py` reads `last_hidden_state`, `noise_pred`, `image`; `TextEncoder.swift` reads
-    `last_hidden_state`; `Encoder.swift` reads `latent` (or the first output)."""
+    """`pipeline.py` reads `last_hidden_state`, `noise_pred` and `image` by name, and
+    `TextEncoder.encode(ids:)` in Swift `last_hidden_state`."""
     return _names("output", [b.name for b in OUTPUTS[subject.component]], list(subject.outputs))
 
 
@@ -119,8 +119,8 @@ def _names(side: str, wanted: list[str], found: list[str]) -> list[str]:
 
 @rule
 def single_output(subject: Subject) -> list[str]:
-    """`Unet.swift` and `Decoder.swift` take `result.featureNames.first`: a second output would be read at
-    random."""
+    """`Unet.predictNoise`, `Decoder.decode` and `Encoder.encode` in Swift take `featureNames.first`: of
+    two outputs, whichever comes first."""
     if subject.component in ("unet", "vae_decoder", "vae_encoder") and len(subject.outputs) != 1:
         return [
             f"the {subject.component} has {len(subject.outputs)} outputs; Swift takes whichever comes first"
@@ -130,8 +130,8 @@ def single_output(subject: Subject) -> list[str]:
 
 @rule
 def input_types(subject: Subject) -> list[str]:
-    """`CoreMLModel._verify_inputs` compares dtypes strictly; `pipeline.py` casts with `.astype(np.float16)`
-    for the UNet and the decoder, and passes `input_ids` as float32."""
+    """`CoreMLModel._verify_inputs` raises TypeError for another dtype; `pipeline.py` gives the UNet and the
+    decoder float16, and the text encoder `input_ids` as float32."""
     faults = []
     for binding in INPUTS[subject.component]:
         port = subject.inputs.get(binding.name)
@@ -182,7 +182,8 @@ def shapes(subject: Subject) -> list[str]:
 
 @rule
 def encoder_is_static(subject: Subject) -> list[str]:
-    """`Encoder.swift` reads one size from the model's description and scales pictures to it."""
+    """`Encoder.encode` in Swift compares the picture's shape with the one the model describes, and throws
+    `sampleInputShapeNotCorrect` for any other."""
     port = subject.inputs.get("x")
     if subject.component == "vae_encoder" and port is not None and port.flexible:
         return ["the vae_encoder has more than one size; Swift reads one"]

@@ -18,6 +18,8 @@ MANIFEST = "Manifest.json"
 DATA = "Data"
 MODEL_PATH = "@model_path/"
 """Prefix of weight files in a specification: the folder of the specification itself."""
+SCALARS_KEY = "exporter.scalars"
+"""Where the export notes scalar constants as they were before they were rounded to float16."""
 SPEC_VERSIONS = range(6, 11)
 """ML programs: 6 (iOS 15) to 10 (iOS 26)."""
 
@@ -40,6 +42,15 @@ class Package:
     def metadata(self) -> dict[str, str]:
         """What the author noted under names of their own."""
         return dict(self.spec.description.metadata.userDefined)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Scalar constants before rounding, by their names; empty for packages of others."""
+        try:
+            noted = json.loads(self.metadata.get(SCALARS_KEY, "{}"))
+            return {str(name): float(value) for name, value in noted.items()}
+        except (ValueError, TypeError, AttributeError):
+            return {}
 
 
 def open_package(path: Path) -> Package:

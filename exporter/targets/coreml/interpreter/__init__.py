@@ -61,6 +61,8 @@ class Model:
                 f"{package.path.name} has no function {function!r}; it has: {', '.join(sorted(functions))}."
             )
         self.program = Program(functions[function], Constants(package), package.path.name)
+        if mode == "unrounded":
+            self.program.refine(package.scalars)
         description = package.spec.description
         if description.functions:
             found = [f for f in description.functions if f.name == function]

@@ -114,6 +114,18 @@ class Program:
                 inputs[parameter] = Given(constants.read(value, f"{place}, {parameter}"))
         return Step(op.type, name, inputs, tuple(outputs))
 
+    def refine(self, scalars: Mapping[str, float]) -> None:
+        """Replace scalar constants by what they were before they were rounded.
+
+        Only where rounding gives exactly what the program holds: a note cannot hide a wrong constant.
+        """
+        for name, exact in scalars.items():
+            held = self.constants.get(name)
+            if isinstance(held, torch.Tensor) and held.dtype == torch.float16 and held.numel() == 1:
+                rounded = torch.tensor(exact, dtype=torch.float32).to(torch.float16)
+                if bool((rounded == held.reshape(())).item()):
+                    self.constants[name] = torch.tensor(exact, dtype=torch.float32).reshape(held.shape)
+
     def run(
         self,
         inputs: Mapping[str, torch.Tensor],
@@ -157,6 +169,8 @@ class Program:
 
     def _compute(self, step: Step, values: Mapping[str, Value], mode: Mode) -> tuple[Any, ...]:
         given = {name: self._lookup(bound, values, mode) for name, bound in step.inputs.items()}
+        if step.kind == "cast" and mode != "exact" and given.get("dtype") == "fp16":
+            given["dtype"] = "fp32"  # the rounding, where the mode wants it, comes with the declaration
         try:
             result = OPERATIONS[step.kind](**given)
         except ArtifactError as error:

@@ -84,7 +84,7 @@ def slice_by_index(
     reversed_dims = []
     for axis in range(rank):
         if drop[axis]:
-            index.append(starts[axis])
+            index.append(0 if no_start[axis] else starts[axis])
             continue
         bounds = slice(
             None if no_start[axis] else starts[axis], None if no_end[axis] else ends[axis], steps[axis]
