@@ -153,7 +153,7 @@ def output_types(subject: Subject) -> list[str]:
 
 @rule
 def shapes(subject: Subject) -> list[str]:
-    """`torch2coreml.convert_*`: text as (batch, width, 1, tokens), two rows for guidance, `timestep` one
+    """`torch2coreml.py` (`convert_*`): text as (batch, width, 1, tokens), two rows for guidance, `timestep` one
     number for each row, pictures with 3 channels; `CoreMLModel._verify_inputs` compares strictly."""
     faults = []
 
