@@ -153,8 +153,8 @@ def output_types(subject: Subject) -> list[str]:
 
 @rule
 def shapes(subject: Subject) -> list[str]:
-    """`torch2coreml.py` (`convert_*`): text as (batch, width, 1, tokens), two rows for guidance, `timestep` one
-    number for each row, pictures with 3 channels; `CoreMLModel._verify_inputs` compares strictly."""
+    """`torch2coreml.py` (`convert_*`): text as (batch, width, 1, tokens), two rows for guidance, one
+    `timestep` for each row, pictures with 3 channels; `CoreMLModel._verify_inputs` compares strictly."""
     faults = []
 
     def expect(name: str, fits: Callable[[tuple[int, ...]], bool], wanted: str) -> None:
