@@ -15,7 +15,7 @@ from exporter.errors import ArtifactError, BackendMissing, UsageError
 from exporter.targets.base import Runner, RunOptions
 from exporter.targets.coreml.export import MODULES_KEY
 from exporter.targets.coreml.interpreter import Feature, Mode, Model
-from exporter.targets.coreml.interpreter.machine import Peaks
+from exporter.targets.coreml.interpreter.machine import LARGEST_HALF, Peaks
 from exporter.targets.coreml.layout import INPUTS, OUTPUTS, Binding, our_shape, to_apple
 from exporter.targets.coreml.package import Package, open_package
 
@@ -66,6 +66,7 @@ class CoremlRunner(Runner):
         stored = weight_dtype(package)
         half = stored == "float16" and options.precision_hint != "f32"
         self.precision = "float16" if half else "float32"
+        self.weights = stored
         native = use_core_ml(options)
         mode: Mode = "emulate" if half else "unrounded" if stored == "float16" else "exact"
         self._model = Model(package, mode)
@@ -79,7 +80,26 @@ class CoremlRunner(Runner):
         self.outputs = tuple(record(f, b, is_input=False) for f, b in self._outputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._ours(self._backend.predict(self._apple(inputs)))
+        """One forward pass; when float16 overflows on the way to an output, the operation is named."""
+        given = self._apple(inputs)
+        outputs = self._backend.predict(given)
+        if self._model.mode == "emulate" and not all(np.isfinite(a).all() for a in outputs.values()):
+            self._name_overflow(given)
+        return self._ours(outputs)
+
+    def _name_overflow(self, given: Mapping[str, np.ndarray]) -> None:
+        """
+        Raises:
+            RuntimeError: A finite value does not fit float16.
+        """
+        self._model.predict(given, peaks=True)
+        found = self._model.peaks.overflowing() if self._model.peaks is not None else []
+        if found and np.isfinite(found[0][2]):
+            name, kind, peak = found[0]
+            raise RuntimeError(
+                f"float16 overflows: {kind} {name!r} reaches {peak:.3g}, float16 holds {LARGEST_HALF:.0f}; "
+                "convert with --dtype float32"
+            )
 
     def module_names(self) -> list[str]:
         return list(self._modules)
