@@ -20,7 +20,8 @@ COMMON = [
     ),
     click.option(
         "--dtype", metavar="DTYPE",
-        help="Stored weights: float32, float16, or bfloat16 where the runtime takes it.  [default: float32]",
+        help="Stored weights: float32, float16, or bfloat16 where the runtime takes it.  "
+        "[default: float32; coreml: float16]",
     ),
     click.option(
         "--attention", metavar="KIND", help="How attention is written, where the target has a choice."
@@ -33,7 +34,17 @@ OPENVINO = [
         help="Arithmetic an OpenVINO artifact is made for: f32, bf16, f16.",
     ),
 ]  # fmt: skip
-ALL = (*COMMON, *ONNX, *OPENVINO)
+COREML = [
+    click.option(
+        "--deployment-target", metavar="OS",
+        help="Oldest system a Core ML package must open on: iOS16 to iOS26, macOS13 to macOS26.",
+    ),
+    click.option(
+        "--compute-units", metavar="UNITS",
+        help="Where a Core ML package is meant to run: all, cpu_and_ne, cpu_and_gpu, cpu_only.",
+    ),
+]  # fmt: skip
+ALL = (*COMMON, *ONNX, *OPENVINO, *COREML)
 
 
 def target_flags(function: Function) -> Function:

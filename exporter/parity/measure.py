@@ -93,7 +93,7 @@ def replay(
         if skip_if is not None and opened.arithmetic == skip_if:
             result.same_as = skip_if
             return result
-        result.faults += declared_faults(component, opened.record, runner)
+        result.faults += declared_faults(component, opened.record, runner) + runner.client_faults()
         for case, truth in zip(cases, truths, strict=True):
             shapes = {name: tuple(tensor.shape) for name, tensor in truth.items()}
             measured, outputs = _run_case(case, shapes, runner, opened.record)

@@ -154,6 +154,10 @@ class Runner(ABC):
         """The output of each named module in one run. Only names from `module_names()`."""
         raise NotImplementedError(f"{type(self).__name__} gives no intermediate outputs")
 
+    def client_faults(self) -> list[str]:
+        """What the format's own clients would refuse of this file, one sentence each. Each is a FAIL."""
+        return []
+
     def close(self) -> None:  # noqa: B027 - most runners have nothing to free
         """Free the runtime's memory."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from exporter.artifact import Artifact
 from exporter.targets.openvino.timestep import TABLE
+from tests.mutation import coreml
 from tests.mutation.changes import through_float16
 from tests.mutation.files import (
     ONNX,
@@ -21,11 +22,12 @@ from tests.mutation.files import (
     edit_openvino,
     node_of,
     openvino_blob,
+    part,
     rename_value,
     set_attribute,
     substitute,
 )
-from tests.mutation.workshop import Workshop, edit_record
+from tests.mutation.workshop import Workshop, edit_record, part_of
 
 if TYPE_CHECKING:
     import onnx
@@ -34,29 +36,38 @@ if TYPE_CHECKING:
 Edit = Callable[[Workshop, Path], None]
 
 
-def part(root: Path) -> Path:
-    """The folder of the copy's only component."""
-    return root / Artifact.open(root).manifest.components[0].name
-
-
-def both(in_onnx: Callable[[onnx.ModelProto], None], in_openvino: Callable[[openvino.Model], Any]):
+def each(
+    in_onnx: Callable[[onnx.ModelProto], None],
+    in_openvino: Callable[[openvino.Model], Any],
+    in_coreml: Callable[[Any], None] | None = None,
+) -> dict[str, Edit]:
     """An edit of the graph in each format."""
     return {
         "onnx": lambda shop, root: edit_onnx(part(root), in_onnx),
         "openvino": lambda shop, root: edit_openvino(part(root), in_openvino),
-    }
+    } | in_core_ml(in_coreml)
 
 
-def text(in_onnx: Callable[[onnx.ModelProto], None], pattern: str, by: str) -> dict[str, Edit]:
+def in_core_ml(change: Callable[[Any], None] | None) -> dict[str, Edit]:
+    """An edit of a package's specification; nothing where the fault cannot be made there."""
+    return {"coreml": lambda shop, root: coreml.edit(part(root), change)} if change is not None else {}
+
+
+def text(
+    in_onnx: Callable[[onnx.ModelProto], None],
+    pattern: str,
+    by: str,
+    in_coreml: Callable[[Any], None] | None = None,
+) -> dict[str, Edit]:
     """An edit of the graph, in OpenVINO by replacing text."""
     return {
         "onnx": lambda shop, root: edit_onnx(part(root), in_onnx),
         "openvino": lambda shop, root: substitute(part(root), {OPENVINO: (pattern, by)}),
-    }
+    } | in_core_ml(in_coreml)
 
 
 def alike(edit: Edit) -> dict[str, Edit]:
-    return {"onnx": edit, "openvino": edit}
+    return {"onnx": edit, "openvino": edit, "coreml": edit}
 
 
 # Outputs
@@ -183,13 +194,13 @@ def _exchange_openvino(model: openvino.Model) -> None:
     a.set_names(names[1])
 
 
-RENAMED = both(_rename_onnx, _rename_openvino)
-EXTRA = both(_extra_onnx, _extra_openvino)
-MISSING = both(_drop_onnx, _drop_openvino)
-HALF = both(_half_onnx, _half_openvino)
-ROUNDED = both(_rounded_onnx, _rounded_openvino)
-REVERSED = both(_reverse_onnx, _reverse_openvino)
-EXCHANGED = both(_exchange_onnx, _exchange_openvino)
+RENAMED = each(_rename_onnx, _rename_openvino, coreml.rename_output)
+EXTRA = each(_extra_onnx, _extra_openvino, coreml.extra_output)
+MISSING = each(_drop_onnx, _drop_openvino, coreml.drop_output)
+HALF = each(_half_onnx, _half_openvino)
+ROUNDED = each(_rounded_onnx, _rounded_openvino)
+REVERSED = each(_reverse_onnx, _reverse_openvino, coreml.reverse_outputs)
+EXCHANGED = each(_exchange_onnx, _exchange_openvino, coreml.exchange_outputs)
 
 
 # Attributes
@@ -220,17 +231,19 @@ def _waves_openvino(shop: Workshop, root: Path) -> None:
     table.write(np.roll(table.read(), table.shape[1] // 2, axis=1))
 
 
-TANH = text(_tanh_onnx, r'approximation_mode="ERF"', 'approximation_mode="TANH"')
+TANH = text(_tanh_onnx, r'approximation_mode="ERF"', 'approximation_mode="TANH"', coreml.tanh)
 LINEAR = text(
     _linear_onnx,
     r'mode="nearest" shape_calculation_mode="scales" coordinate_transformation_mode="asymmetric"',
     'mode="linear_onnx" shape_calculation_mode="scales" coordinate_transformation_mode="half_pixel"',
 )
-PADS = text(_pads_onnx, r'pads_begin="1, 1" pads_end="1, 1"', 'pads_begin="0, 1" pads_end="2, 1"')
+PADS = text(
+    _pads_onnx, r'pads_begin="1, 1" pads_end="1, 1"', 'pads_begin="0, 1" pads_end="2, 1"', coreml.pads
+)
 WAVES: dict[str, Edit] = {
     "onnx": lambda shop, root: edit_onnx(part(root), _waves_onnx),
     "openvino": _waves_openvino,
-}
+} | in_core_ml(coreml.waves)
 
 
 # Dims
@@ -256,7 +269,7 @@ def baked(*, declared: bool) -> dict[str, Edit]:
         else:
             edit_openvino(folder, lambda model: _free_openvino(model, dims))
 
-    return alike(edit)
+    return {"onnx": edit, "openvino": edit}  # a Core ML package has one size, and says so
 
 
 def _free_onnx(model: onnx.ModelProto, dims: dict[str, list[int | str]]) -> None:
@@ -307,7 +320,8 @@ def of_component(other: str) -> dict[str, Edit]:
 
     def edit(shop: Workshop, root: Path) -> None:
         artifact = Artifact.open(root)
-        source = shop.honest(artifact.manifest.target) / other
+        honest = shop.honest(artifact.manifest.target)
+        source = honest / part_of(Artifact.open(honest).manifest.component(other))
         folder = part(root)
         shutil.rmtree(folder)
         shutil.copytree(source, folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tests.mutation.files import change_weight
+from tests.mutation.files import change_weight, part
 from tests.mutation.patches import Patch, at
 from tests.mutation.workshop import Workshop, capturing, elsewhere, rehash, sharing_graphs
 
@@ -60,6 +60,10 @@ class Fault:
     by_sight: bool = field(default=False, kw_only=True)
     at_native: bool = field(default=False, kw_only=True)
     place: ClassVar[str] = ""
+
+    def fits(self, target: str) -> bool:
+        """Whether the fault can be made in a format."""
+        return not self.targets or target in self.targets
 
     def plant(self, shop: Workshop, target: str) -> Path:
         """A faulty artifact on disk whose manifest is otherwise true."""
@@ -116,7 +120,7 @@ class WeightFault(Fault):
     def plant(self, shop: Workshop, target: str) -> Path:
         root = shop.copy(target, self.component, self.name)
         name = f"{self.choose(shop.inner(self.component))}.{self.parameter}"
-        change_weight(root / self.component, shop.weight(self.component, name), self.change)
+        change_weight(part(root), shop.weight(self.component, name), self.change)
         rehash(root)
         return root
 
@@ -153,12 +157,12 @@ class CheckpointFault(Fault):
         root = shop.copy(target, self.component, self.name)
         keep = shop.folder / "kept" / root.name
         shutil.rmtree(keep, ignore_errors=True)
-        shutil.copytree(root / self.component, keep)
+        shutil.copytree(part(root), keep)
         shop.export(root, elsewhere(part, self._changed(shop)))
         if self.only_data:
-            for file in keep.iterdir():
-                if file.suffix in (".xml", ".onnx"):
-                    shutil.copy(file, root / self.component / file.name)
+            for file in keep.rglob("*"):
+                if file.suffix in (".xml", ".onnx", ".mlmodel"):
+                    shutil.copy(file, part(root) / file.relative_to(keep))
             rehash(root)
         return root
 
@@ -207,11 +211,14 @@ class FileFault(Fault):
         stale: Leave the manifest's hashes as they were.
     """
 
-    edit: Mapping[str, Callable[[Workshop, Path], None]]
+    edit: Mapping[str, Callable[[Workshop, Path], None]]  # the formats in which the fault can be made
     patch: Patch | None = None
     choose: Choose | None = None
     stale: bool = False
     place: ClassVar[str] = "graph file"
+
+    def fits(self, target: str) -> bool:
+        return super().fits(target) and target in self.edit
 
     def plant(self, shop: Workshop, target: str) -> Path:
         root = shop.copy(target, self.component, self.name)

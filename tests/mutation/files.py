@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
+
+from exporter.artifact import Artifact
+from tests.mutation import coreml
+from tests.mutation.blob import Blob
+from tests.mutation.workshop import part_of
 
 if TYPE_CHECKING:
     import onnx
@@ -24,29 +28,15 @@ ONNX, OPENVINO = "model.onnx", "openvino_model.xml"
 IR_TYPES = {"f32": "float32", "f16": "float16"}
 
 
-@dataclass(frozen=True)
-class Blob:
-    """A stored tensor: file, first byte, shape and dtype."""
-
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self) -> np.ndarray:
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return np.fromfile(self.file, self.dtype, count, offset=self.offset).reshape(self.shape)
-
-    def write(self, array: np.ndarray) -> None:
-        if array.shape != self.shape or str(array.dtype) != self.dtype:
-            raise ValueError(f"{array.dtype}{array.shape} does not fit {self.dtype}{self.shape}")
-        with self.file.open("r+b") as handle:
-            handle.seek(self.offset)
-            handle.write(np.ascontiguousarray(array).tobytes())
+def part(root: Path) -> Path:
+    """The folder of the only component of a copy."""
+    return root / part_of(Artifact.open(root).manifest.components[0])
 
 
 def blobs(folder: Path) -> list[Blob]:
     """Every float tensor in the data file of a component."""
+    if folder.suffix == ".mlpackage":
+        return coreml.blobs(folder)
     return _onnx_blobs(folder) if (folder / ONNX).is_file() else _openvino_blobs(folder)
 
 

@@ -62,6 +62,11 @@ def plan(targets: Sequence[str], count: int | None = None) -> list[Conversion]:
             forms.append(("openvino", options | {"timestep": "float32"}))
             # To be run in whatever arithmetic OpenVINO takes: then that run decides as well.
             forms.append(("openvino", options | {"precision_hint": "default"}))
+        if "coreml" in targets and static is None:  # it has one size in any case
+            forms += [
+                ("coreml", options | {"attention": a})
+                for a in ("original", "split_einsum", "split_einsum_v2")
+            ]
     found = [
         Conversion((f + c) % SEEDS, target, component, options)
         for f, (target, options) in enumerate(forms)

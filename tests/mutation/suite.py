@@ -102,7 +102,7 @@ def plant_all(
         cost: Cost | None = None
         for target in fault.targets or targets:
             name = f"{target}-{fault.name}"
-            if target not in targets or store.has("fault", name):
+            if target not in targets or not fault.fits(target) or store.has("fault", name):
                 continue
             plant = fault.in_torch(shop)
             if cost is None and plant is not None:

@@ -14,7 +14,7 @@ from tests.mutation.suite import Calm, Row
 README = Path(__file__).parent / "README.md"
 ROOT_README = README.parent.parent.parent / "README.md"
 BEGIN, END = "<!-- mutation:begin -->", "<!-- mutation:end -->"
-TITLES = {"onnx": "ONNX", "openvino": "OpenVINO"}
+TITLES = {"onnx": "ONNX", "openvino": "OpenVINO", "coreml": "Core ML"}
 
 
 @dataclass

@@ -15,11 +15,14 @@ from tests.mutation.files import edit_onnx
 from tests.mutation.table import BEGIN, END, README, ROOT_README
 from tests.mutation.workshop import Workshop, rehash
 
-TARGETS = ("onnx", "openvino")
+TARGETS = ("onnx", "openvino", "coreml")
 FAST = (
     "element-x1.001", "transposed", "nan", "zero-bias", "eps-group", "tanh-gelu", "padding", "positions",
     "output-renamed", "changed-byte",
 )  # fmt: skip
+
+FOLDED = {("coreml", "positions")}
+"""The lookup of fixed positions is a constant there, so what it enters is the first value there is."""
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +44,8 @@ def test_a_planted_fault_is_found_and_named(shop: Workshop, target: str, name: s
     outcome = shop.judge(fault.plant(shop, target))
     assert outcome.detected, f"{fault.title}: {outcome.verdict}, error ÷ limit {outcome.ratio}"
     module = fault.module(shop)
+    if (target, name) in FOLDED and module is not None:
+        module = module.rpartition(".")[0]
     if module is not None:
         assert outcome.blamed == module, outcome.reason
 

@@ -26,6 +26,10 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {"coreml": {"dtype": "float32", "attention": "original"}}
+"""Options of the honest artifact: by default Core ML stores float16, which would hide small faults."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the verifier said of one artifact.
@@ -96,7 +100,7 @@ class Workshop:
         with FileLock(self.folder / f"{target}.lock"):  # several processes may fill one folder
             if not root.exists():
                 with sharing_graphs():
-                    convert(make_plan(self.source, target, root, verify=False))
+                    convert(make_plan(self.source, target, root, DEFAULTS.get(target), verify=False))
         return root
 
     def copy(self, target: str, component: str, name: str) -> Path:
@@ -104,9 +108,11 @@ class Workshop:
         source = self.honest(target)
         root = self.folder / "planted" / f"{target}-{name}"
         shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(source / component, root / component)
+        root.mkdir(parents=True)
         shutil.copy(source / "exporter.json", root)
         artifact = Artifact.open(root)
+        where = part_of(artifact.manifest.component(component))
+        shutil.copytree(source / where, root / where)
         artifact.manifest.components = [artifact.manifest.component(component)]
         artifact.manifest.shared_files = []
         artifact.save()
@@ -122,8 +128,8 @@ class Workshop:
 
         artifact = Artifact.open(root)
         target = get_target(artifact.manifest.target)
-        parsed = parse_options(target, options or {})
-        shutil.rmtree(root / component.name)
+        parsed = parse_options(target, DEFAULTS.get(target.name, {}) | dict(options or {}))
+        shutil.rmtree(root / part_of(artifact.manifest.component(component.name)))
         with sharing_graphs():
             exported = target.export(component, parsed, root, NullProgress())
         old = artifact.manifest.component(component.name)
@@ -234,6 +240,11 @@ class Workshop:
         return Cost(floors, limits)
 
 
+def part_of(record: ComponentRecord) -> str:
+    """A component's folder in its artifact: a Core ML package is one itself."""
+    return record.entry if record.entry.endswith(".mlpackage") else record.name
+
+
 def rehash(root: Path) -> None:
     """Bring the manifest's hashes up to date, so that the byte check does not catch the fault first."""
     artifact = Artifact.open(root)
@@ -260,7 +271,8 @@ def capturing(plant: Callable[[nn.Module], None] | None) -> Iterator[None]:
     from exporter import cache
 
     capture = import_module("exporter.graph.capture")
-    original = capture.fake_weights
+    modules = import_module("exporter.targets.coreml.modules")
+    original, original_load = capture.fake_weights, modules.load_module
 
     def fake_weights(module: nn.Module, dtype: Any) -> nn.Module:
         changed = original(module, dtype)
@@ -268,12 +280,18 @@ def capturing(plant: Callable[[nn.Module], None] | None) -> Iterator[None]:
             plant(changed)
         return changed
 
-    capture.fake_weights = fake_weights
+    def load_module(component: Component) -> nn.Module:
+        changed = original_load(component)
+        if plant is not None:
+            plant(changed)
+        return changed
+
+    capture.fake_weights, modules.load_module = fake_weights, load_module
     try:
         with cache.off():
             yield
     finally:
-        capture.fake_weights = original
+        capture.fake_weights, modules.load_module = original, original_load
 
 
 _GRAPHS: dict[tuple, Any] = {}

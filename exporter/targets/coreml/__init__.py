@@ -1,0 +1,73 @@
+"""Core ML: `Stable_Diffusion_version_…_<component>.mlpackage`, as Apple's ml-stable-diffusion opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from exporter.artifact import ComponentRecord
+from exporter.progress import Progress
+from exporter.targets.base import Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.coreml.options import CoremlOptions
+
+if TYPE_CHECKING:
+    from exporter.architectures.base import Component
+    from exporter.checkpoints import Checkpoint
+    from exporter.targets.coreml.interpreter import Model
+
+__all__ = ["CoremlOptions", "CoremlTarget", "load"]
+
+
+class CoremlTarget(Target):
+    """Writes Core ML packages, and runs them in a reference interpreter or, on macOS, in Core ML."""
+
+    name: ClassVar[str] = "coreml"
+    title: ClassVar[str] = "Core ML"
+    extra: ClassVar[str] = "coreml"
+    packages: ClassVar[tuple[str, ...]] = ("coremltools",)
+    options_type: ClassVar[type[Options]] = CoremlOptions
+
+    def estimate(self, component: Component, options: Options) -> Estimate:
+        from exporter.targets.coreml.export import estimate
+
+        return estimate(component, options)
+
+    def export(
+        self, component: Component, options: Options, staging: Path, progress: Progress
+    ) -> ExportedComponent:
+        from exporter.targets.coreml.export import export
+
+        return export(component, _checked(options), staging, progress)
+
+    def finish(
+        self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
+    ) -> list[Path]:
+        from exporter.targets.coreml.resources import write_resources
+        from exporter.targets.layout import write_diffusers_files
+
+        files = write_diffusers_files(checkpoint, components, staging)
+        return files + write_resources(checkpoint, components, staging)
+
+    def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
+        from exporter.targets.coreml.runner import CoremlRunner
+
+        return CoremlRunner(root / component.entry, component.name, options or RunOptions())
+
+
+def load(path: str | Path, **options: Any) -> Model:
+    """Open a package in the reference interpreter: `load(path).predict(inputs)`.
+
+    Args:
+        path: An `.mlpackage`.
+        options: `mode` and `function`, as in `exporter.targets.coreml.interpreter.load`.
+    """
+    from exporter.targets.coreml.interpreter import load
+
+    return load(path, **options)
+
+
+def _checked(options: Options) -> CoremlOptions:
+    if isinstance(options, CoremlOptions):
+        return options
+    return CoremlOptions.model_validate(options.model_dump())

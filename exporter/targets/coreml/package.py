@@ -1,0 +1,153 @@
+"""A Core ML package on disk: its manifest, its specification, and where its weights may lie.
+
+An `.mlpackage` is a folder: `Manifest.json` names the root model (`Data/com.apple.CoreML/model.mlmodel`,
+a protobuf) and whatever else belongs to it (`weights/weight.bin`). Everything read here may come from a
+stranger, so no path may leave the package.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from exporter.errors import ArtifactError
+
+MANIFEST = "Manifest.json"
+DATA = "Data"
+MODEL_PATH = "@model_path/"
+"""Prefix of weight files in a specification: the folder of the specification itself."""
+SCALARS_KEY = "exporter.scalars"
+"""Where the export notes scalar constants as they were before they were rounded to float16."""
+SPEC_VERSIONS = range(6, 11)
+"""ML programs: 6 (iOS 15) to 10 (iOS 26)."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An opened package.
+
+    Attributes:
+        path: The folder.
+        spec: `coremltools.proto.Model_pb2.Model`.
+        folder: Of the specification: what `@model_path` stands for.
+    """
+
+    path: Path
+    spec: Any
+    folder: Path
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the author noted under names of their own."""
+        return dict(self.spec.description.metadata.userDefined)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Scalar constants before rounding, by their names; empty for packages of others."""
+        try:
+            noted = json.loads(self.metadata.get(SCALARS_KEY, "{}"))
+            return {str(name): float(value) for name, value in noted.items()}
+        except (ValueError, TypeError, AttributeError):
+            return {}
+
+
+def open_package(path: Path) -> Package:
+    """Read a package's specification; weights are not touched.
+
+    Raises:
+        ArtifactError: It is missing, truncated, of an unknown version, no ML program, or points outside.
+    """
+    if path.suffix == ".mlmodelc":
+        raise ArtifactError(
+            f"{path.name} is a compiled model, which only Core ML itself can open.",
+            hint="Give the .mlpackage it was compiled from.",
+        )
+    if not path.is_dir():
+        raise ArtifactError(
+            f"The Core ML package {path.name} is missing.",
+            hint="Convert again, or copy the artifact with all of its files.",
+        )
+    model = _model_file(path)
+    return Package(path, read_spec(model), model.parent)
+
+
+def _model_file(path: Path) -> Path:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path.name} has no readable {MANIFEST}: {error!r}.") from error
+    model = inside(path / DATA, str(entry), f"{path.name}: the manifest's root model")
+    if not model.is_file():
+        raise ArtifactError(
+            f"{path.name} has no {entry}, which its manifest names: the package is truncated."
+        )
+    return model
+
+
+def read_spec(path: Path) -> Any:
+    """
+    Raises:
+        ArtifactError: Not a Core ML specification, or one that cannot be run here.
+    """
+    from google.protobuf.message import DecodeError
+
+    from exporter.targets.coreml.frontend import coremltools
+
+    coremltools()
+    from coremltools.proto import Model_pb2
+
+    spec = Model_pb2.Model()
+    try:
+        spec.ParseFromString(path.read_bytes())
+    except (DecodeError, OSError) as error:
+        raise ArtifactError(f"{path.name} is not a Core ML model, or is cut short: {error}.") from error
+    version = spec.specificationVersion
+    if version not in SPEC_VERSIONS:
+        raise ArtifactError(
+            f"{path.name} has specification version {version}; "
+            f"{SPEC_VERSIONS[0]} to {SPEC_VERSIONS[-1]} can be read."
+        )
+    kind = spec.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise ArtifactError(f"{path.name} is a Core ML {kind or 'model without content'}, not an ML program.")
+    return spec
+
+
+def weight_file(package: Package, name: str) -> Path:
+    """The file of a weight as the specification names it.
+
+    Raises:
+        ArtifactError: The path leaves the package, or there is no such file.
+    """
+    if not name.startswith(MODEL_PATH):
+        raise ArtifactError(
+            f"{package.path.name} keeps weights outside the package ({name!r}); refused.",
+            hint="Such a file reads whatever it points at; do not use it.",
+        )
+    path = inside(package.folder, name.removeprefix(MODEL_PATH), f"{package.path.name}: a weight file")
+    if not path.is_file():
+        raise ArtifactError(
+            f"{package.path.name}: the weight file {path.name} is missing.",
+            hint="Copy the artifact with all of its files, or convert again.",
+        )
+    return path
+
+
+def inside(folder: Path, relative: str, what: str) -> Path:
+    """`folder / relative`, if it stays there, links included.
+
+    Raises:
+        ArtifactError: It does not.
+    """
+    pure = PurePosixPath(relative)
+    bad = not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative
+    path = folder / relative
+    if bad or not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(
+            f"{what} lies outside the package ({relative!r}); refused.",
+            hint="Such a file reads whatever it points at; do not use it.",
+        )
+    return path

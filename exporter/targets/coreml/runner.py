@@ -1,0 +1,250 @@
+"""Opens a Core ML package and runs it: in the interpreter anywhere, in Core ML itself on macOS."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from exporter.artifact import TensorRecord
+from exporter.errors import ArtifactError, BackendMissing, UsageError
+from exporter.targets.base import Runner, RunOptions
+from exporter.targets.coreml.export import MODULES_KEY
+from exporter.targets.coreml.interpreter import Feature, Mode, Model
+from exporter.targets.coreml.interpreter.machine import LARGEST_HALF, Peaks
+from exporter.targets.coreml.layout import INPUTS, OUTPUTS, Binding, our_shape, to_apple
+from exporter.targets.coreml.package import Package, open_package
+
+UNITS = {
+    "all": "ALL",
+    "cpu": "CPU_ONLY",
+    "gpu": "CPU_AND_GPU",
+    "ne": "CPU_AND_NE",
+}
+INTERPRETER = "interpreter"
+
+
+class Backend(Protocol):
+    """Whatever computes a package."""
+
+    def predict(
+        self, inputs: Mapping[str, np.ndarray], *, keep: Sequence[str] = (), peaks: bool = False
+    ) -> dict[str, np.ndarray]: ...
+
+
+class CoremlRunner(Runner):
+    """A component in the interpreter or in Core ML, under the component's own names and shapes.
+
+    Apple's `encoder_hidden_states` is (2, width, 1, tokens), ours (2, tokens, width); Apple's `timestep`
+    holds a number for each row, ours is a scalar; Apple's `input_ids` are floats. Nothing else is changed,
+    and what is passed on is checked against what the file declares.
+
+    Args:
+        path: The `.mlpackage`.
+        component: Its name, which says what its tensors mean.
+        options: With `f32`, a float16 package is computed in float32 without rounding: the graph without
+            its precision. `f16` and `default` round every value to its declared dtype. On macOS these
+            two run Core ML itself, unless the device is `interpreter`.
+
+    Raises:
+        ArtifactError: The package is missing, damaged, or has an operation that is unknown.
+        BackendMissing: The device is not here.
+        UsageError: Core ML has no such precision.
+    """
+
+    def __init__(self, path: Path, component: str, options: RunOptions) -> None:
+        if component not in INPUTS:
+            raise ArtifactError(f"{path.name}: Apple's runners know no component {component!r}.")
+        if options.precision_hint == "bf16":
+            raise UsageError("Core ML computes in float16 or float32, not in bfloat16.")
+        self.path, self.component = path, component
+        package = open_package(path)
+        stored = weight_dtype(package)
+        half = stored == "float16" and options.precision_hint != "f32"
+        self.precision = "float16" if half else "float32"
+        self.weights = stored
+        native = use_core_ml(options)
+        mode: Mode = "emulate" if half else "unrounded" if stored == "float16" else "exact"
+        self._model = Model(package, mode)
+        self._backend: Backend = (
+            CoreMl(path, package, options) if native and (half or stored == "float32") else self._model
+        )
+        self._modules = module_map(package, self._model)
+        self._inputs = bound(self._model.inputs, INPUTS[component])
+        self._outputs = bound(self._model.outputs, OUTPUTS[component])
+        self.inputs = tuple(record(f, b, is_input=True) for f, b in self._inputs)
+        self.outputs = tuple(record(f, b, is_input=False) for f, b in self._outputs)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One forward pass; when float16 overflows on the way to an output, the operation is named."""
+        given = self._apple(inputs)
+        outputs = self._backend.predict(given)
+        if self._model.mode == "emulate" and not all(np.isfinite(a).all() for a in outputs.values()):
+            self._name_overflow(given)
+        return self._ours(outputs)
+
+    def _name_overflow(self, given: Mapping[str, np.ndarray]) -> None:
+        """
+        Raises:
+            RuntimeError: A finite value does not fit float16.
+        """
+        self._model.predict(given, peaks=True)
+        found = self._model.peaks.overflowing() if self._model.peaks is not None else []
+        if found and np.isfinite(found[0][2]):
+            name, kind, peak = found[0]
+            raise RuntimeError(
+                f"float16 overflows: {kind} {name!r} reaches {peak:.3g}, float16 holds {LARGEST_HALF:.0f}; "
+                "convert with --dtype float32"
+            )
+
+    def module_names(self) -> list[str]:
+        return list(self._modules)
+
+    def intermediates(
+        self, inputs: Mapping[str, np.ndarray], modules: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """The output of each named module, always from the interpreter.
+
+        Raises:
+            ValueError: A name that is not in `module_names()`.
+        """
+        unknown = [name for name in modules if name not in self._modules]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no module whose output this file can give")
+        values = self._model.predict(self._apple(inputs), keep=[self._modules[name][0] for name in modules])
+        result = {}
+        for name in modules:
+            value, layout = self._modules[name]
+            array = values[value]
+            result[name] = array.squeeze(2).swapaxes(1, 2) if layout == "bc1s" else array
+        return result
+
+    def peaks(self, inputs: Mapping[str, np.ndarray]) -> Peaks:
+        """The largest magnitude of every value in one run in the interpreter."""
+        self._model.predict(self._apple(inputs), peaks=True)
+        assert self._model.peaks is not None
+        return self._model.peaks
+
+    def client_faults(self) -> list[str]:
+        from exporter.targets.coreml.lint import lint
+
+        return lint(self._model.package, self.component)
+
+    def _apple(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Checked, and under Apple's names."""
+        declared = {spec.name: spec for spec in self.inputs}
+        missing = [name for name in declared if name not in inputs]
+        unknown = [name for name in inputs if name not in declared]
+        if missing or unknown:
+            raise ValueError(f"inputs are {list(declared)}; missing {missing}, unknown {unknown}")
+        result = {}
+        for feature, binding in self._inputs:
+            name = binding.ours if binding else feature.name
+            spec, array = declared[name], inputs[name]
+            if str(array.dtype) != spec.dtype:
+                raise ValueError(f"input {name!r} is declared {spec.dtype}, got {array.dtype}")
+            if list(array.shape) != spec.dims:
+                raise RuntimeError(f"input {name!r} is baked as {spec.dims}, got {list(array.shape)}")
+            shaped = to_apple(binding, array, feature.shape) if binding else array
+            wanted = (
+                "float32" if self.precision == "float32" and feature.dtype == "float16" else feature.dtype
+            )
+            result[feature.name] = np.ascontiguousarray(shaped).astype(wanted, copy=False)
+        return result
+
+    def _ours(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            binding.ours if binding else feature.name: outputs[feature.name]
+            for feature, binding in self._outputs
+        }
+
+
+class CoreMl:  # pragma: no cover - needs a Mac
+    """Core ML itself. Written against coremltools' documentation; it runs on macOS only."""
+
+    def __init__(self, path: Path, package: Package, options: RunOptions) -> None:
+        from exporter.targets.coreml.frontend import coremltools
+
+        ct = coremltools()
+        wanted = options.device or package.metadata.get("exporter.compute_units", "all")
+        units = UNITS.get(wanted.lower().removeprefix("cpu_and_").removesuffix("_only"))
+        if units is None:
+            raise BackendMissing(f"Core ML has no device {wanted!r}; it has: {', '.join(UNITS)}.")
+        self._model = ct.models.MLModel(str(path), compute_units=getattr(ct.ComputeUnit, units))
+
+    def predict(
+        self, inputs: Mapping[str, np.ndarray], *, keep: Sequence[str] = (), peaks: bool = False
+    ) -> dict[str, np.ndarray]:
+        if keep or peaks:
+            raise RuntimeError("Core ML shows no values between input and output.")
+        return dict(self._model.predict(dict(inputs)))
+
+
+def use_core_ml(options: RunOptions) -> bool:
+    """Whether a device asks for Core ML itself.
+
+    Raises:
+        BackendMissing: It does, and there is none.
+    """
+    device = (options.device or "").lower()
+    if device == INTERPRETER:
+        return False
+    if sys.platform == "darwin":  # pragma: no cover - needs a Mac
+        return True
+    if device not in ("", "cpu"):
+        raise BackendMissing(
+            f"There is no Core ML device {options.device!r} on this system.",
+            hint="Core ML needs a Mac; here packages run in the interpreter, on the CPU.",
+        )
+    return False
+
+
+def weight_dtype(package: Package) -> str:
+    """float16 if most of the weights' numbers are, else float32; compressed ones count by their scale."""
+    counts = {"float16": 0, "float32": 0}
+    from exporter.targets.coreml.interpreter.values import type_of
+
+    for function in package.spec.mlProgram.functions.values():
+        for op in function.block_specializations[function.opset].operations:
+            if op.type == "const" or op.type.startswith("constexpr"):
+                found = type_of(op.outputs[0].type)
+                if found is not None and found[0] in counts:
+                    counts[found[0]] += int(np.prod([size or 1 for size in found[1]], dtype=np.int64))
+    return "float16" if counts["float16"] > counts["float32"] else "float32"
+
+
+def module_map(package: Package, model: Model) -> dict[str, tuple[str, str]]:
+    """Module path → (value, layout), as the export noted it, for values that the program makes."""
+    try:
+        noted: Any = json.loads(package.metadata.get(MODULES_KEY, "{}"))
+    except ValueError:
+        return {}
+    if not isinstance(noted, dict):
+        return {}
+    made = {name for step in model.program.steps for name, _, _ in step.outputs}
+    return {
+        path: (entry[0], entry[1])
+        for path, entry in noted.items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] in made
+    }
+
+
+def bound(features: Sequence[Feature], bindings: Sequence[Binding]) -> list[tuple[Feature, Binding | None]]:
+    """Every feature of the file with what it is called here; in the component's order where all are known."""
+    by_name = {binding.name: binding for binding in bindings}
+    found = [(feature, by_name.get(feature.name)) for feature in features]
+    return found
+
+
+def record(feature: Feature, binding: Binding | None, *, is_input: bool) -> TensorRecord:
+    """A feature as the component would declare it; what has no counterpart stays as the file has it."""
+    if binding is None:
+        return TensorRecord(name=feature.name, dtype=feature.dtype, dims=list(feature.shape))
+    dtype = feature.dtype
+    if is_input and dtype in ("float16", "float32"):
+        dtype = "int64" if binding.name == "input_ids" else "float32"
+    return TensorRecord(name=binding.ours, dtype=dtype, dims=list(our_shape(binding, feature.shape)))
