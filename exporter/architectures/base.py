@@ -196,6 +196,7 @@ class Component:
         for name, tensor in sorted(self.reference_weights.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             digest.update(tensor.raw())
+            tensor.release()  # or the whole file stays resident
         return digest.hexdigest()
 
 

@@ -45,6 +45,9 @@ class MadeTensor(StoredTensor):
     def load(self) -> torch.Tensor:
         return self.make()
 
+    def release(self) -> None:
+        """Nothing is held: the values are made anew each time."""
+
     def raw(self) -> memoryview:
         """The bytes of the made values, little-endian, row-major."""
         import torch

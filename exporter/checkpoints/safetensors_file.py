@@ -77,6 +77,17 @@ class StoredTensor:
         """The stored bytes, memory-mapped and not interpreted."""
         return memoryview(self.file.map())[self.offset : self.offset + self.nbytes]
 
+    def release(self) -> None:
+        """Hand the pages that were read through the mapping back to the system; they stay readable."""
+        mapped = self.file._map
+        if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        # Only whole pages of this tensor. The mapping is private and never written, so nothing is lost.
+        first = -(-self.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (self.offset + self.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 class SafetensorsFile:
     """A checked safetensors file.
