@@ -32,6 +32,7 @@ def convert(
     variant: str | None = None,
     components: list[str] | None = None,
     verify: bool = True,
+    allow_pickle: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -41,6 +42,7 @@ def convert(
     Args:
         source: `builtin:shapes`, a diffusers folder, or a Hub id.
         to: `onnx`, `openvino`, …
+        allow_pickle: Open pickled weights, by PyTorch's restricted reader.
         output: Destination folder; below `artifacts/` when None.
         options: The target's options (`dtype`, `static`, …).
 
@@ -59,6 +61,7 @@ def convert(
         variant=variant,
         components=components,
         verify=verify,
+        allow_pickle=allow_pickle,
     )
     return conversion.convert(plan, overwrite=overwrite, progress=progress)
 

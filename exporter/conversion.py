@@ -149,6 +149,7 @@ def make_plan(
     variant: str | None = None,
     components: list[str] | None = None,
     verify: bool = True,
+    allow_pickle: bool = False,
 ) -> Plan:
     """Check a request and say what it will take.
 
@@ -165,7 +166,7 @@ def make_plan(
     from exporter.architectures import components_of
     from exporter.checkpoints import resolve
 
-    checkpoint = resolve(source, revision=revision, variant=variant)
+    checkpoint = resolve(source, revision=revision, variant=variant, allow_pickle=allow_pickle)
     checkpoint.validate()
     chosen = select_components(components_of(checkpoint), components, source)
     check_static(parsed, chosen)
@@ -240,8 +241,11 @@ def convert(
         if plan.verify:
             from exporter.verification import verify_in_fresh_process
 
+            settings = dict(verify_settings or {})
+            if manifest.source.pickle:
+                settings["allow_pickle"] = True
             outcome = verify_in_fresh_process(
-                staging.root, plan.output, plan.source, dict(verify_settings or {}), report_progress
+                staging.root, plan.output, plan.source, settings, report_progress
             )
             verdict, summary = outcome.verdict, outcome.summary
             report = plan.output / outcome.report if outcome.report else None
@@ -276,7 +280,7 @@ def _export_all(plan: Plan, staging: Staging, progress: Progress) -> tuple[list[
                 inputs=list(exported.inputs),
                 outputs=list(exported.outputs),
                 parameters=component.parameters,
-                dtype=plan._options.dtype,
+                dtype=exported.dtype or plan._options.dtype,
                 seconds=round(time.monotonic() - began, 3),
                 details=dict(exported.details),
             )
@@ -296,6 +300,7 @@ def _source_record(plan: Plan, progress: Progress) -> SourceRecord:
         variant=plan.variant,
         pipeline_class=plan.pipeline_class,
         files=files,
+        pickle=plan._checkpoint.pickled,
     )
 
 
@@ -356,7 +361,7 @@ def default_name(source: str, target: str, options: Options) -> str:
     """`shapes-onnx`, `shapes-onnx-float16-1x128x128` …"""
     base = source.removeprefix("builtin:").rstrip("/").split("/")[-1] or "model"
     parts = [base, target]
-    if options.dtype != "float32":
+    if options.dtype != type(options).model_fields["dtype"].default:
         parts.append(options.dtype)
     if options.static:
         parts.append("x".join(map(str, options.static)))

@@ -223,7 +223,7 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
         "vae": ExportedVae(
             runners["vae_decoder"],
             runners.get("vae_encoder"),
-            _config(root, "vae_decoder", "config.json"),
+            _config(root, "vae_decoder" if (root / "vae_decoder").is_dir() else "vae", "config.json"),
         ),
     }
     cls = getattr(diffusers, pipeline_class)

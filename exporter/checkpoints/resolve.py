@@ -11,10 +11,15 @@ from exporter.errors import CheckpointError, NetworkError
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+PICKLES = ["*/*.bin", "*/*.ckpt"]
 
 
 def resolve(
-    source: str | os.PathLike[str], *, revision: str | None = None, variant: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint.
 
@@ -22,6 +27,8 @@ def resolve(
         source: `builtin:NAME`, a folder in diffusers layout, or a Hub id `org/name`.
         revision: Branch, tag or commit of a Hub repository.
         variant: Weight variant, such as `fp16`.
+        allow_pickle: Open `.bin` and `.ckpt` weights, by PyTorch's restricted reader, where a component
+            has nothing better.
 
     Raises:
         CheckpointError: It does not exist or is not a diffusers pipeline.
@@ -32,14 +39,14 @@ def resolve(
         return _builtin(text)
     path = Path(text).expanduser()
     if path.is_dir():
-        return _folder(text, path, variant)
+        return _folder(text, path, variant, allow_pickle)
     if path.is_file():
         raise CheckpointError(
             f"{text} is a single file; this version reads diffusers folders.",
             hint="Convert it with diffusers' `from_single_file(...).save_pretrained(...)` first.",
         )
     if HUB_ID.match(text) and not text.startswith(("./", "../")):
-        return _hub(text, revision, variant)
+        return _hub(text, revision, variant, allow_pickle)
     raise CheckpointError(
         f"Source {text!r} does not exist: it is no folder, no `org/name` of the Hub, and no `builtin:` name.",
         hint="Try `exporter convert builtin:shapes --to onnx`.",
@@ -57,11 +64,13 @@ def _builtin(text: str) -> Checkpoint:
     return _open(text, builtin.path(), None, None)
 
 
-def _folder(text: str, path: Path, variant: str | None) -> Checkpoint:
-    return _open(text, path.resolve(), None, variant)
+def _folder(text: str, path: Path, variant: str | None, allow_pickle: bool) -> Checkpoint:
+    return _open(text, path.resolve(), None, variant, allow_pickle)
 
 
-def _open(source: str, root: Path, revision: str | None, variant: str | None) -> Checkpoint:
+def _open(
+    source: str, root: Path, revision: str | None, variant: str | None, allow_pickle: bool = False
+) -> Checkpoint:
     index_path = root / "model_index.json"
     if not index_path.is_file():
         raise CheckpointError(
@@ -76,10 +85,12 @@ def _open(source: str, root: Path, revision: str | None, variant: str | None) ->
             raise CheckpointError(
                 f"model_index.json of {source} names a folder outside itself ({name!r}); refused."
             )
-    return Checkpoint(source=source, root=root, index=index, revision=revision, variant=variant)
+    return Checkpoint(
+        source=source, root=root, index=index, revision=revision, variant=variant, allow_pickle=allow_pickle
+    )
 
 
-def _hub(repo: str, revision: str | None, variant: str | None) -> Checkpoint:
+def _hub(repo: str, revision: str | None, variant: str | None, allow_pickle: bool) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -90,8 +101,9 @@ def _hub(repo: str, revision: str | None, variant: str | None) -> Checkpoint:
         RevisionNotFoundError,
     )
 
+    wanted = [*WANTED, *PICKLES] if allow_pickle else WANTED
     try:
-        root = Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED))
+        root = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except GatedRepoError as error:
         raise NetworkError(
             f"{repo} is gated and this machine has no access to it.",
@@ -112,4 +124,4 @@ def _hub(repo: str, revision: str | None, variant: str | None) -> Checkpoint:
     except (HfHubHTTPError, OSError) as error:
         raise NetworkError(f"Downloading {repo} failed: {type(error).__name__}.") from error
     sha = root.name if re.fullmatch(r"[0-9a-f]{40}", root.name) else revision
-    return _open(repo, root, sha, variant)
+    return _open(repo, root, sha, variant, allow_pickle)

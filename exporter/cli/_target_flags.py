@@ -19,7 +19,7 @@ COMMON = [
         help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512.",
     ),
     click.option(
-        "--dtype", metavar="DTYPE", help="Stored weights: float32 or float16.  [default: float32]"
+        "--dtype", metavar="DTYPE", help="Stored weights: float32, float16, or what else the target has.  [default: the target's]"
     ),
     click.option(
         "--attention", metavar="KIND", help="How attention is written, where the target has a choice."
@@ -32,7 +32,16 @@ OPENVINO = [
         help="Arithmetic an OpenVINO artifact is made for: f32, bf16, f16.",
     ),
 ]  # fmt: skip
-ALL = (*COMMON, *ONNX, *OPENVINO)
+SAFETENSORS = [
+    click.option(
+        "--max-shard-size", metavar="SIZE", help="Largest safetensors file, such as 5GB or 2GiB."
+    ),
+    click.option(
+        "--output-variant", metavar="NAME",
+        help="Variant in the names of the safetensors files that are written (--variant reads one).",
+    ),
+]  # fmt: skip
+ALL = (*COMMON, *ONNX, *OPENVINO, *SAFETENSORS)
 
 
 def target_flags(function: Function) -> Function:

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
             "exporter convert builtin:shapes --to onnx --static 1x128x128",
         ),
         (
+            "Files of at most 2 GB in bfloat16, as diffusers opens them",
+            "exporter convert ./my-model --to safetensors --max-shard-size 2GB --dtype bfloat16",
+        ),
+        (
             "See the plan: sizes, memory, what will be verified",
             "exporter convert builtin:shapes --to onnx --dry-run",
         ),
@@ -54,6 +58,10 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
 @click.option("--variant", metavar="NAME", help="Weight variant of the checkpoint, such as fp16.")
+@click.option(
+    "--allow-pickle", is_flag=True,
+    help="Open .bin and .ckpt weights, by PyTorch's restricted reader; otherwise they are refused.",
+)  # fmt: skip
 @click.option(
     "--component", "components", multiple=True, metavar="NAME",
     help="Convert only this component; repeatable.",
@@ -75,6 +83,7 @@ def command(
     components: tuple[str, ...],
     revision: str | None,
     variant: str | None,
+    allow_pickle: bool,
     no_verify: bool,
     k: float | None,
     overwrite: bool,
@@ -98,6 +107,7 @@ def command(
         options,
         revision=revision,
         variant=variant,
+        allow_pickle=allow_pickle,
         components=list(components) or None,
         verify=not no_verify,
     )

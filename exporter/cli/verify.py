@@ -89,6 +89,10 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where the report goes.  [default: verification/ in the artifact]",
 )
+@click.option(
+    "--allow-pickle", is_flag=True,
+    help="Open a reference whose weights are pickles, by PyTorch's restricted reader.",
+)  # fmt: skip
 @click.pass_obj
 def command(
     output: Output,

@@ -28,11 +28,12 @@ def check_bytes(artifact: Artifact) -> None:
         )
 
 
-def reference_for(artifact: Artifact, against: str | None) -> Checkpoint:
+def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint to judge against, with the very files the artifact was made from.
 
     Args:
         against: Where it lies; None takes the source in the manifest.
+        allow_pickle: Open it even if its weights are pickles.
 
     Raises:
         ArtifactError: It cannot be found, or is another revision or has other weights.
@@ -41,7 +42,7 @@ def reference_for(artifact: Artifact, against: str | None) -> Checkpoint:
     wanted = against or source.source
     revision = source.revision if against is None or against == source.source else None
     try:
-        checkpoint = resolve(wanted, revision=revision, variant=source.variant)
+        checkpoint = resolve(wanted, revision=revision, variant=source.variant, allow_pickle=allow_pickle)
     except CheckpointError as error:
         if against is not None:
             raise

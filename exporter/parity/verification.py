@@ -50,6 +50,7 @@ def verify(
     report_dir: Path | str | None = None,
     shown_path: str | None = None,
     cache: Path | Literal["user"] | None = "user",
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Judge an artifact.
@@ -74,6 +75,7 @@ def verify(
         report_dir: Where the report goes; `verification` in the artifact when None.
         shown_path: The artifact's path as the report should show it.
         cache: Folder for truths and floors; `user` is the user's cache, None keeps nothing.
+        allow_pickle: Open the reference even if its weights are pickles.
         progress: Told what is going on.
 
     Raises:
@@ -109,6 +111,7 @@ def verify(
         shown_path=shown_path or str(artifact.root if isinstance(artifact, Artifact) else artifact),
         record=ours,
         cache=cache,
+        allow_pickle=allow_pickle,
         progress=progress or NullProgress(),
     )
     with few_threads(job.threads):
@@ -118,7 +121,8 @@ def verify(
 class _Job:
     def __init__(
         self, artifact: Artifact, settings: Settings, *, against: str | None, report_dir: Path | None,
-        shown_path: str, record: bool, cache: Path | Literal["user"] | None, progress: Progress,
+        shown_path: str, record: bool, cache: Path | Literal["user"] | None, allow_pickle: bool,
+        progress: Progress,
     ) -> None:  # fmt: skip
         from exporter.architectures import components_of
         from exporter.parity.budget import cache_folder
@@ -136,7 +140,7 @@ class _Job:
         check_bytes(artifact)
         self.digest = artifact.manifest.digest()
         self.target = get_target(artifact.manifest.target)
-        self.checkpoint: Checkpoint = reference_for(artifact, against)
+        self.checkpoint: Checkpoint = reference_for(artifact, against, allow_pickle=allow_pickle)
         self.components: list[Component] = components_of(self.checkpoint)
         self.records = self._chosen()
         if not settings.prompts:
