@@ -19,7 +19,8 @@ COMMON = [
         help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512.",
     ),
     click.option(
-        "--dtype", metavar="DTYPE", help="Stored weights: float32, float16, or what else the target has.  [default: the target's]"
+        "--dtype", metavar="DTYPE",
+        help="Stored weights: float32, float16, or what else the target has."
     ),
     click.option(
         "--attention", metavar="KIND", help="How attention is written, where the target has a choice."

@@ -121,7 +121,8 @@ def _cast(piece: torch.Tensor, entry: Entry, loss: Loss) -> torch.Tensor:
     result = piece.to(getattr(torch, name))
     if lost_in_cast(piece, result):
         raise CheckpointError(
-            f"Weight {entry.name!r} holds values that {name} cannot (its limit is {LIMITS.get(name, 'lower')}).",
+            f"Weight {entry.name!r} holds values that {name} cannot "
+            f"(its limit is {LIMITS.get(name, 'lower')}).",
             hint="Convert with --dtype bfloat16, which has the range of float32."
             if name != "bfloat16"
             else "Convert with --dtype float32.",
