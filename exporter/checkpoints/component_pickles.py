@@ -43,7 +43,7 @@ class PickledTensor(StoredTensor):
 
         if self.nbytes == 0:
             return memoryview(b"")
-        return memoryview(self.tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return memoryview(self.tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     @property
     def storage(self) -> tuple[int, int, tuple[int, ...]]:
