@@ -146,7 +146,9 @@ class Manifest(Record):
     verification_skipped: bool = False
 
     def all_files(self) -> list[FileRecord]:
-        return [f for c in self.components for f in c.files] + self.shared_files
+        """Each file once, though two components may share one (a VAE's halves, in safetensors)."""
+        files = [f for c in self.components for f in c.files] + self.shared_files
+        return list({(f.path, f.sha256): f for f in files}.values())
 
     def digest(self) -> str:
         """sha256 over the sorted (path, sha256) pairs of all files: the identity of the bytes."""

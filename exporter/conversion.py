@@ -327,7 +327,7 @@ def _complete(
         inputs=list(exported.inputs),
         outputs=list(exported.outputs),
         parameters=component.parameters,
-        dtype=plan._options.dtype,
+        dtype=exported.dtype or plan._options.dtype,
         seconds=seconds,
         details=dict(exported.details),
     )
@@ -410,7 +410,7 @@ def default_name(source: str, target: str, options: Options) -> str:
     for suffix in (".safetensors", ".ckpt"):
         base = base.removesuffix(suffix)
     parts = [base, target]
-    if options.dtype != "float32":
+    if options.dtype != type(options).model_fields["dtype"].default:
         parts.append(options.dtype)
     if options.static:
         parts.append("x".join(map(str, options.static)))

@@ -271,11 +271,12 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
         parts |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     else:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
     cls = getattr(diffusers, pipeline_class)
     pipeline = cls(
         unet=ExportedUNet(runners["unet"], _config(root, "unet", "config.json")),
         vae=ExportedVae(
-            runners["vae_decoder"], runners.get("vae_encoder"), _config(root, "vae_decoder", "config.json")
+            runners["vae_decoder"], runners.get("vae_encoder"), _config(root, vae_folder, "config.json")
         ),
         scheduler=scheduler,
         **parts,

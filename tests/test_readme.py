@@ -49,7 +49,7 @@ def test_every_target_is_in_the_table() -> None:
     for name, row in table.items():
         target = get_target(name, require_backend=False)
         assert row[0] == target.title
-        assert row[2] == f"`exporter[{target.extra}]`"
+        assert row[2] == f"`{target.package}`"
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

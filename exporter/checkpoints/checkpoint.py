@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
+PICKLE_STEMS = ("diffusion_pytorch_model", "pytorch_model")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Checkpoint:
         root: The folder with `model_index.json`.
         index: The parsed `model_index.json`.
         variant: `fp16` selects `*.fp16.safetensors`; None the plain files.
+        allow_pickle: Open `.bin` and `.ckpt` weights where a component has no safetensors.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Checkpoint:
     index: Mapping[str, Any]
     revision: str | None = None
     variant: str | None = None
+    allow_pickle: bool = False
     _stores: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -78,36 +81,74 @@ class Checkpoint:
         if folder not in self._stores:
             tensors: dict[str, StoredTensor] = {}
             for path in self.weight_files(folder):
-                tensors.update(SafetensorsFile(path).tensors)
+                tensors.update(_read(path))
+            index = self._index(folder)
+            if index is not None:
+                check_index(index, tensors)
             self._stores[folder] = tensors
         return self._stores[folder]
 
+    @property
+    def pickled(self) -> bool:
+        """Whether any component's weights are pickles."""
+        folders = [f for f in self.component_classes if (self.root / f / "config.json").is_file()]
+        return any(path.suffix != ".safetensors" for f in folders for path in self.weight_files(f))
+
     def weight_files(self, folder: str) -> list[Path]:
-        """The safetensors files of one component, shards in index order."""
+        """The weight files of one component, shards in index order: safetensors, or allowed pickles."""
         base = self.root / folder
-        suffix = f".{self.variant}" if self.variant else ""
-        for stem in WEIGHT_STEMS:
-            for index_name in {f"{stem}.safetensors.index{suffix}.json", f"{stem}.safetensors.index.json"}:
-                if (base / index_name).is_file() and (suffix or index_name.endswith("index.json")):
-                    return _shards(base, read_json(base / index_name), index_name)
-            for name in (f"{stem}{suffix}.safetensors", f"{stem}.safetensors"):
-                if (base / name).is_file():
-                    return [base / name]
+        index = self._index(folder)
+        if index is not None:
+            return _shards(base, read_json(index), index.name)
+        for name in (f"{stem}{s}.safetensors" for s in self._suffixes for stem in WEIGHT_STEMS):
+            if (base / name).is_file():
+                return [base / name]
         for stem in WEIGHT_STEMS:  # a folder that holds only a variant is still usable
             found = sorted(base.glob(f"{stem}.*.safetensors"))
             if len(found) == 1:
                 return found
-        pickles = sorted(p.name for p in base.glob("*.bin")) + sorted(p.name for p in base.glob("*.ckpt"))
+        pickles = self._pickles(base)
+        if pickles and self.allow_pickle:
+            return pickles
         if pickles:
             raise CheckpointError(
-                f"Component {folder!r} of {self.source} has only pickled weights ({pickles[0]}); "
+                f"Component {folder!r} of {self.source} has only pickled weights ({pickles[0].name}); "
                 "a pickle can run code when it is opened, so it is refused.",
-                hint="Save the model with `save_pretrained(..., safe_serialization=True)` first.",
+                hint="If you trust its author, add --allow-pickle: PyTorch's restricted reader then builds "
+                "the tensors and nothing else. `--to safetensors` makes safe files of them.",
             )
         raise CheckpointError(
             f"Component {folder!r} of {self.source} has no safetensors weights in {base}.",
             hint="Download the complete checkpoint.",
         )
+
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        """What stands between a file's stem and its ending, the most wanted first."""
+        return (f".{self.variant}", "") if self.variant else ("",)
+
+    def _index(self, folder: str) -> Path | None:
+        """The index of a sharded component, unless a single file is a better answer to the variant."""
+        base = self.root / folder
+        for suffix in self._suffixes:
+            for stem in WEIGHT_STEMS:
+                index = base / f"{stem}.safetensors.index{suffix}.json"
+                if index.is_file():
+                    return index
+                if (base / f"{stem}{suffix}.safetensors").is_file():
+                    return None
+        found = [p for stem in WEIGHT_STEMS for p in base.glob(f"{stem}.safetensors.index.*.json")]
+        return found[0] if len(found) == 1 else None  # only a variant, and it is sharded
+
+    def _pickles(self, base: Path) -> list[Path]:
+        for suffix in self._suffixes:
+            for stem in PICKLE_STEMS:
+                index = base / f"{stem}.bin.index{suffix}.json"
+                if index.is_file():
+                    return _shards(base, read_json(index), index.name)
+                if (base / f"{stem}{suffix}.bin").is_file():
+                    return [base / f"{stem}{suffix}.bin"]
+        return [p for pattern in ("*.bin", "*.ckpt") for p in sorted(base.glob(pattern))][:1]
 
     def reference_stored(self, folder: str) -> dict[str, StoredTensor]:
         """As `stored`, for the module that artifacts are judged against.
@@ -133,7 +174,7 @@ class Checkpoint:
     @property
     def opened_with(self) -> Mapping[str, Any]:
         """Fields of the manifest's `SourceRecord` that say how the source was opened."""
-        return {}
+        return {"pickle": True} if self.allow_pickle and self.pickled else {}
 
     def reference_digest(self, folder: str) -> str:
         """Identity of what `attach` adds; empty when it adds nothing."""
@@ -177,6 +218,31 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
     return value
+
+
+def _read(path: Path) -> Mapping[str, StoredTensor]:
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path).tensors
+    from exporter.checkpoints.pickled import read_state_dict
+
+    tensors = read_state_dict(path, allow=True)
+    if not tensors:
+        raise CheckpointError(f"{path.name} holds no tensors by name ({path}).")
+    return tensors
+
+
+def check_index(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Every tensor lies in the shard that the index names.
+
+    Raises:
+        CheckpointError: Naming the first that does not.
+    """
+    for name, shard in (read_json(path).get("weight_map") or {}).items():
+        if name not in tensors or tensors[name].file.path.name != shard:
+            raise CheckpointError(
+                f"{path.name} in {path.parent} says that {name!r} lies in {shard}, which does not hold it.",
+                hint="Index and shards are of different versions; download the checkpoint again.",
+            )
 
 
 def _shards(base: Path, index: Mapping[str, Any], index_name: str) -> list[Path]:

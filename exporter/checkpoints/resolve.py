@@ -30,7 +30,8 @@ def resolve(
         revision: Branch, tag or commit of a Hub repository.
         variant: Weight variant, such as `fp16`.
         progress: Told of a download.
-        allow_pickle: Open a `.ckpt`, by PyTorch's restricted reader.
+        allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader, where there is
+            nothing better.
         config / tokenizer: Folders that tell what one file does not; see `single_file`.
 
     Raises:
@@ -51,7 +52,7 @@ def resolve(
     if text.startswith("builtin:"):
         return _builtin(text)
     if path.is_dir():
-        return _folder(text, path, variant)
+        return _open(text, path.resolve(), None, variant, allow_pickle)
     if is_hub_id(text):
         return _hub(text, revision, variant, progress)
     raise CheckpointError(
@@ -102,11 +103,9 @@ def _builtin(text: str) -> Checkpoint:
     return _open(text, builtin.path(), None, None)
 
 
-def _folder(text: str, path: Path, variant: str | None) -> Checkpoint:
-    return _open(text, path.resolve(), None, variant)
-
-
-def _open(source: str, root: Path, revision: str | None, variant: str | None) -> Checkpoint:
+def _open(
+    source: str, root: Path, revision: str | None, variant: str | None, allow_pickle: bool = False
+) -> Checkpoint:
     index_path = root / "model_index.json"
     if not index_path.is_file():
         raise CheckpointError(
@@ -115,7 +114,9 @@ def _open(source: str, root: Path, revision: str | None, variant: str | None) ->
         )
     index = read_json(index_path)
     check_index(source, index)
-    checkpoint = Checkpoint(source=source, root=root, index=index, revision=revision, variant=variant)
+    checkpoint = Checkpoint(
+        source=source, root=root, index=index, revision=revision, variant=variant, allow_pickle=allow_pickle
+    )
     check_folder(source, root, list(checkpoint.component_classes))
     return checkpoint
 

@@ -20,8 +20,8 @@ COMMON = [
     ),
     click.option(
         "--dtype", metavar="DTYPE",
-        help="Stored weights: float32, float16, or bfloat16 where the runtime takes it.  "
-        "[default: float32; coreml: float16]",
+        help="Stored weights: float32, float16, or what else the target has.  "
+        "[default: float32; coreml: float16; safetensors: as stored]",
     ),
     click.option(
         "--attention", metavar="KIND", help="How attention is written, where the target has a choice."
@@ -44,7 +44,16 @@ COREML = [
         help="Where a Core ML package is meant to run: all, cpu_and_ne, cpu_and_gpu, cpu_only.",
     ),
 ]  # fmt: skip
-ALL = (*COMMON, *ONNX, *OPENVINO, *COREML)
+SAFETENSORS = [
+    click.option(
+        "--max-shard-size", metavar="SIZE", help="Largest safetensors file, such as 5GB or 2GiB."
+    ),
+    click.option(
+        "--output-variant", metavar="NAME",
+        help="Variant in the names of the safetensors files that are written (--variant reads one).",
+    ),
+]  # fmt: skip
+ALL = (*COMMON, *ONNX, *OPENVINO, *COREML, *SAFETENSORS)
 
 
 def target_flags(function: Function) -> Function:

@@ -116,7 +116,7 @@ def missing_row(name: str) -> Row | None:
             target.title,
             "MISSING",
             f"{', '.join(absent)} {are} not installed here.",
-            install=f'pip install "exporter[{target.extra}]"',
+            install=f'pip install "{target.package}"',
         )
     return None
 

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from exporter.storage import goes_to_float8
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -124,10 +126,15 @@ def convolve_in_strips(
 
 
 def _round_weights(module: nn.Module, component: Component, dtype: torch.dtype) -> None:
-    """Replace every weight by its value rounded to `dtype`, one at a time, straight from the file."""
+    """Replace every weight by its value rounded to `dtype`, one at a time, straight from the file.
+
+    Of a component in float8 only some weights are: the rest stays as it is.
+    """
     parameters = dict(module.named_parameters())
     for name, stored in component.reference_weights.items():
         parameter = parameters.get(name)
+        if dtype.itemsize == 1 and not goes_to_float8(name.removeprefix("inner."), stored.shape):
+            continue
         if parameter is not None and parameter.is_floating_point():
             parameter.data = stored.load().to(dtype).to(parameter.dtype)
 

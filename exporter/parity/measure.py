@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from exporter.targets.base import PrecisionHint, Runner, Target
 
 FLOATS = ("float32", "float16", "bfloat16")
+STORED = (*FLOATS, "float8_e4m3fn")
+"""Dtypes of weights whose rounding PyTorch can be made to repeat."""
 
 
 class Opened:
@@ -46,8 +48,8 @@ class Opened:
     ) -> None:
         self.target, self.root, self.record, self.hint = target, root, record, hint
         self.threads = threads
-        self.weights = record.dtype if record.dtype in FLOATS else "float32"
-        self.arithmetic = self.weights
+        self.weights = record.dtype if record.dtype in STORED else "float32"
+        self.arithmetic = self.weights if self.weights in FLOATS else "float32"
 
     def __call__(self) -> Runner:
         from exporter.targets.base import RunOptions

@@ -64,6 +64,7 @@ class ExportedComponent:
         files: Every file written for the component (entry included).
         inputs / outputs: As the file declares them.
         details: JSON values worth remembering (opset, attention, precision hint …).
+        dtype: Of the stored weights, where the option does not say it ("as stored").
     """
 
     entry: Path
@@ -71,6 +72,7 @@ class ExportedComponent:
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Target(ABC):
     Attributes:
         name: As typed after `--to`.
         title: As shown to people.
-        extra: The pip extra that installs its backend.
+        extra: The pip extra that installs its backend; empty when exporter alone brings it.
         packages: Import names the backend needs.
         options_type: Its options.
     """
@@ -186,6 +188,11 @@ class Target(ABC):
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     options_type: ClassVar[type[Options]] = Options
+
+    @property
+    def package(self) -> str:
+        """What pip is asked to install: `exporter[onnx]`."""
+        return f"exporter[{self.extra}]" if self.extra else "exporter"
 
     def missing(self) -> list[str]:
         """The packages that are not installed. Imports nothing."""

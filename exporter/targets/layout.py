@@ -8,7 +8,7 @@ scheduler and tokenizers as the checkpoint has them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +35,27 @@ def write_diffusers_files(
         The files written: `model_index.json`, `<component>/config.json`, and the files of every
         pipeline part without weights (scheduler, tokenizers, feature extractor).
     """
-    files = [_write_json(staging / "model_index.json", model_index(checkpoint, components))]
+    files = [write_json(staging / "model_index.json", model_index(checkpoint, components))]
     for component in components:
-        files.append(_write_json(staging / component.name / "config.json", _portable(component.config)))
+        files.append(write_json(staging / component.name / "config.json", portable(component.config)))
     for folder in weightless_folders(checkpoint):
         for path in sorted((checkpoint.root / folder).iterdir()):
             if path.suffix in SMALL_SUFFIXES and path.is_file():
-                files.append(_copy(path, staging / folder / path.name))
+                files.append(copy_small(path, staging / folder / path.name))
     return files
 
 
-def model_index(checkpoint: Checkpoint, components: Sequence[Component]) -> dict[str, Any]:
+def model_index(
+    checkpoint: Checkpoint, components: Sequence[Component], also: Iterable[str] = ()
+) -> dict[str, Any]:
     """The checkpoint's `model_index.json` with null for every part the artifact does not hold.
 
-    A safety checker is not exported, so a pipeline made of the artifact must not ask for one.
+    A pipeline made of the artifact must not ask for a safety checker that was not exported.
+
+    Args:
+        also: Folders that are held besides those of the components.
     """
-    held = {component.folder for component in components} | set(weightless_folders(checkpoint))
+    held = {component.folder for component in components} | set(weightless_folders(checkpoint)) | set(also)
     index: dict[str, Any] = {}
     for key, value in checkpoint.index.items():
         if key in LOCAL_KEYS:
@@ -76,21 +81,24 @@ def tokenizer_folders(checkpoint: Checkpoint) -> list[str]:
     return [name for name in weightless_folders(checkpoint) if name.startswith("tokenizer")]
 
 
-def _copy(source: Path, destination: Path) -> Path:
+def copy_small(source: Path, destination: Path) -> Path:
+    """Copy a small file; JSON without the keys that name a path of the machine it was made on."""
     if source.suffix == ".json":
         data = json.loads(source.read_text(encoding="utf-8"))
         if isinstance(data, dict) and any(key in data for key in LOCAL_KEYS):
-            return _write_json(destination, _portable(data))
+            return write_json(destination, portable(data))
     destination.parent.mkdir(parents=True, exist_ok=True)
     destination.write_bytes(source.read_bytes())  # the Hub's cache holds links, an artifact holds files
     return destination
 
 
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the paths of the machine it was made on."""
     return {key: value for key, value in config.items() if key not in LOCAL_KEYS}
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> Path:
+def write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    """Write readable JSON, its folder included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -48,6 +48,6 @@ def get_target(name: str, *, require_backend: bool = True) -> Target:
     if missing and require_backend:
         raise BackendMissing(
             f"The target {name} needs {', '.join(missing)}, which is not installed here.",
-            hint=f'pip install "exporter[{target.extra}]"',
+            hint=f'pip install "{target.package}"',
         )
     return target

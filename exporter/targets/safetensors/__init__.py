@@ -1,0 +1,60 @@
+"""Safetensors: the checkpoint's own layout, sharded and cast, as diffusers opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from exporter.artifact import ComponentRecord
+from exporter.progress import NullProgress, Progress
+from exporter.targets.base import Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.safetensors.options import SafetensorsOptions
+
+if TYPE_CHECKING:
+    from exporter.architectures.base import Component
+    from exporter.checkpoints import Checkpoint
+
+__all__ = ["SafetensorsOptions", "SafetensorsTarget"]
+
+
+class SafetensorsTarget(Target):
+    """Writes safetensors and opens them with diffusers and transformers."""
+
+    name: ClassVar[str] = "safetensors"
+    title: ClassVar[str] = "Safetensors"
+    extra: ClassVar[str] = ""
+    packages: ClassVar[tuple[str, ...]] = ("safetensors", "diffusers", "transformers")
+    options_type: ClassVar[type[Options]] = SafetensorsOptions
+
+    def estimate(self, component: Component, options: Options) -> Estimate:
+        from exporter.targets.safetensors.export import estimate
+
+        return estimate(component, _checked(options))
+
+    def export(
+        self, component: Component, options: Options, staging: Path, progress: Progress
+    ) -> ExportedComponent:
+        from exporter.targets.safetensors.export import export
+
+        return export(component, _checked(options), staging, progress)
+
+    def finish(
+        self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
+    ) -> list[Path]:
+        from exporter.architectures import components_of
+        from exporter.targets.safetensors.export import finish
+
+        every = components_of(checkpoint)
+        return finish(checkpoint, components, _checked(options), staging, every, NullProgress())
+
+    def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
+        from exporter.targets.safetensors.runner import SafetensorsRunner
+
+        return SafetensorsRunner(root, component, options or RunOptions())
+
+
+def _checked(options: Options) -> SafetensorsOptions:
+    if isinstance(options, SafetensorsOptions):
+        return options
+    return SafetensorsOptions.model_validate(options.model_dump())

@@ -1,0 +1,150 @@
+"""Writes safetensors files from tensors on disk, a few megabytes at a time."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.checkpoints import StoredTensor
+from exporter.errors import CheckpointError
+from exporter.storage import TORCH_NAMES, lost_in_cast
+from exporter.targets.safetensors.shards import Entry, header
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 1 << 22
+"""Elements a cast takes at a time need this many bytes in the source's dtype."""
+NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+LIMITS = {"float8_e4m3fn": "448", "float16": "65504", "bfloat16": "3.39e38"}
+
+
+@dataclass
+class Loss:
+    """What casting cost: sums of squares of the values and of the errors, over all cast tensors."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def sqnr(self) -> float | None:
+        """Signal to quantisation noise of the weights in dB; None when nothing was lost."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise > 0 and self.signal > 0 else None
+
+
+def write_file(path: Path, entries: Sequence[Entry], loss: Loss) -> None:
+    """Write one file under a temporary name, flush it to disk, and give it its name.
+
+    So a file that has its name is complete, whenever the process was stopped.
+
+    Raises:
+        CheckpointError: A value does not fit the dtype, or a source ended too early.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb", buffering=0) as handle:
+            _write(handle.fileno(), memoryview(header(entries)))
+            for entry in entries:
+                _write_tensor(handle.fileno(), entry, loss)
+            os.fsync(handle.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_tensor(out: int, entry: Entry, loss: Loss) -> None:
+    plain = type(entry.source) is StoredTensor
+    if entry.dtype == entry.source.dtype:
+        if plain:
+            _copy(out, entry.source)
+        else:
+            _write(out, entry.source.raw())
+        return
+    for piece in _pieces(entry.source) if plain else _flat_pieces(entry.source.load()):
+        _write(out, _bytes(_cast(piece, entry, loss)))
+
+
+def _copy(out: int, source: StoredTensor) -> None:
+    """The bytes as they are, inside the kernel where it can: they never enter this process."""
+    left, offset = source.nbytes, source.offset
+    with source.file.path.open("rb", buffering=0) as handle:
+        while left:
+            try:
+                done = os.copy_file_range(handle.fileno(), out, left, offset)
+            except (OSError, AttributeError) as error:
+                if isinstance(error, OSError) and error.errno not in NO_KERNEL_COPY:
+                    raise
+                break
+            if not done:
+                raise _ended(source)
+            left, offset = left - done, offset + done
+        handle.seek(offset)
+        while left:
+            block = handle.read(min(CHUNK, left))
+            if not block:
+                raise _ended(source)
+            _write(out, memoryview(block))
+            left -= len(block)
+
+
+def _pieces(source: StoredTensor) -> Iterator[torch.Tensor]:
+    import torch
+
+    dtype = source.torch_dtype
+    buffer = torch.empty(min(CHUNK, source.nbytes), dtype=torch.uint8)
+    with source.file.path.open("rb", buffering=0) as handle:
+        handle.seek(source.offset)
+        for start in range(0, source.nbytes, CHUNK):
+            piece = buffer[: min(CHUNK, source.nbytes - start)]
+            view, got = memoryview(piece.numpy().data), 0
+            while got < len(view):
+                count = handle.readinto(view[got:])
+                if not count:
+                    raise _ended(source)
+                got += count
+            yield piece.view(dtype)
+
+
+def _flat_pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    yield from tensor.detach().contiguous().reshape(-1).split(max(1, CHUNK // tensor.dtype.itemsize))
+
+
+def _cast(piece: torch.Tensor, entry: Entry, loss: Loss) -> torch.Tensor:
+    import torch
+
+    name = TORCH_NAMES[entry.dtype]
+    result = piece.to(getattr(torch, name))
+    if lost_in_cast(piece, result):
+        raise CheckpointError(
+            f"Weight {entry.name!r} holds values that {name} cannot "
+            f"(its limit is {LIMITS.get(name, 'lower')}).",
+            hint="Convert with --dtype bfloat16, which has the range of float32."
+            if name != "bfloat16"
+            else "Convert with --dtype float32.",
+        )
+    if result.dtype.itemsize < 2:
+        exact = piece.to(torch.float32)
+        loss.signal += float(torch.sum(exact * exact, dtype=torch.float64))
+        exact -= result.to(torch.float32)
+        loss.noise += float(torch.sum(exact * exact, dtype=torch.float64))
+    return result
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    return memoryview(tensor.view(torch.uint8).numpy().data)
+
+
+def _write(out: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(out, data) :]
+
+
+def _ended(source: StoredTensor) -> CheckpointError:
+    return CheckpointError(f"{source.file.path} ended while its weights were read; it has changed meanwhile.")
