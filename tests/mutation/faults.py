@@ -153,12 +153,12 @@ class CheckpointFault(Fault):
     place: ClassVar[str] = "checkpoint"
 
     def plant(self, shop: Workshop, target: str) -> Path:
-        part = shop.components[self.component]
+        component = shop.components[self.component]
         root = shop.copy(target, self.component, self.name)
         keep = shop.folder / "kept" / root.name
         shutil.rmtree(keep, ignore_errors=True)
         shutil.copytree(part(root), keep)
-        shop.export(root, elsewhere(part, self._changed(shop)))
+        shop.export(root, elsewhere(component, self._changed(shop)))
         if self.only_data:
             for file in keep.rglob("*"):
                 if file.suffix in (".xml", ".onnx", ".mlmodel"):

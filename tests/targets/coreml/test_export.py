@@ -169,3 +169,33 @@ def test_a_component_that_apple_does_not_know_is_refused(half: Exported) -> None
     other = dataclasses.replace(half.components["unet"], name="prior")
     with pytest.raises(UnsupportedError, match="prior"):
         layout_of(other, other.native, "float16")
+
+
+def test_an_operator_without_a_route_is_refused() -> None:
+    from exporter.targets.coreml.frontend import convert
+    from exporter.targets.coreml.layout import Feature as Named
+    from exporter.targets.coreml.layout import Layout
+
+    class Determinant(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.det(x)
+
+    program = torch.export.export(Determinant(), (torch.eye(3),)).run_decompositions({})
+    layout = Layout((Named("x", (3, 3), "float32"),), (Named("y", (), "float32"),))
+    with pytest.raises(UnsupportedError, match=r"cannot convert this for iOS16: .*det"):
+        convert(program, layout, CoremlOptions(dtype="float32"))
+
+
+def test_attention_that_the_split_form_would_change_is_refused() -> None:
+    from diffusers.models.attention_processor import Attention
+
+    from exporter.targets.coreml.attention import SplitProcessor
+
+    normed = Attention(8, heads=2, dim_head=4, norm_num_groups=2)
+    normed.set_processor(SplitProcessor(None))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="group_norm"):
+        normed(torch.zeros(1, 4, 8))
+    plain_one = Attention(8, heads=2, dim_head=4)
+    plain_one.set_processor(SplitProcessor(None))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="a mask"):
+        plain_one(torch.zeros(1, 4, 8), attention_mask=torch.zeros(2, 1, 4))
