@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from exporter import cache
 from exporter.architectures import Component, Size
 from exporter.artifact import TensorRecord
 from exporter.errors import UnsupportedError
@@ -78,6 +79,15 @@ def test_bfloat16_weights_are_stored_and_run(tiny: Path, tmp_path: Path) -> None
         }
         assert kinds == {("bf16", True), ("f32", False)}
         assert record.details["weights"] == "bfloat16, vectors float32"
+
+
+def test_a_graph_from_the_cache_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    with cache.off():
+        without = export(tiny, tmp_path / "without", ("text_encoder",))
+    export(tiny, tmp_path / "first", ("text_encoder",))
+    assert cache.SKELETONS.files()
+    again = export(tiny, tmp_path / "again", ("text_encoder",))
+    assert again.records["text_encoder"].files == without.records["text_encoder"].files
 
 
 def test_frequencies_of_the_timestep_stay_float32(half: Exported) -> None:
