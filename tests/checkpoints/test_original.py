@@ -116,6 +116,7 @@ def test_openclip_is_found_again(projected: bool) -> None:
     encoder = (families.SDXL if projected else families.SD2).texts[-1]
     original = original_layout.openclip(state, encoder.prefix, spare=encoder.unused)
     mapped = text_weights(stored(original), encoder)
+    assert len({tensor.name for tensor in mapped.values()}) == len(mapped), "a graph tells weights by name"
     config = text.infer(mapped, activation=encoder.activation, projected=projected)
     config["num_hidden_layers"] -= encoder.unused
     assert {key: config[key] for key in OPENCLIP} == OPENCLIP
