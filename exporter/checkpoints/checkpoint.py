@@ -161,6 +161,10 @@ class Checkpoint:
     def attach(self, folder: str, module: nn.Module, dtype: torch.dtype) -> None:
         """Add to the reference module of a component what is computed beside its weights (a LoRA)."""
 
+    def rounded(self, folder: str) -> frozenset[str]:
+        """Layers whose exported weight is rounded once more than the reference's (a fused LoRA)."""
+        return frozenset()
+
     @property
     def overlays(self) -> tuple[OverlayRecord, ...]:
         """What was laid over the source, in order."""

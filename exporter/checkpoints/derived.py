@@ -87,10 +87,12 @@ def rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
     if not 0 <= start <= stop <= tensor.shape[0]:
         raise ValueError(f"{tensor.name}: no rows {start}:{stop} in {tensor.shape}")
     shape = (stop - start, *tensor.shape[1:])
+    name = f"{tensor.name}[{start}:{stop}]"  # graphs find a weight by its tensor's name: no two share one
     if type(tensor) is StoredTensor:
         row = tensor.nbytes // tensor.shape[0] if tensor.shape[0] else 0
-        return replace(tensor, shape=shape, offset=tensor.offset + start * row, nbytes=(stop - start) * row)
-    return made(tensor.name, tensor.dtype, shape, tensor, lambda: tensor.load()[start:stop])
+        offset = tensor.offset + start * row
+        return replace(tensor, name=name, shape=shape, offset=offset, nbytes=(stop - start) * row)
+    return made(name, tensor.dtype, shape, tensor, lambda: tensor.load()[start:stop])
 
 
 def transposed(tensor: StoredTensor) -> StoredTensor:

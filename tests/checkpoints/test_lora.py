@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from exporter.architectures import components_of
 from exporter.checkpoints import open_source, resolve
 from exporter.checkpoints.overlays import lora
 from exporter.checkpoints.overlays.lora_keys import Layers, role
 from exporter.errors import CheckpointError, UsageError
+from exporter.parity.twin import round_again
 from tests import original_layout
 from tests.checkpoints import conftest as loras
 from tests.checkpoints.conftest import ATTENTION, Judge, pairs, write
@@ -144,6 +146,21 @@ def test_a_wrong_fusion_is_found(
         monkeypatch.setattr(lora, "fused", lambda w, bs: w)
     report = judge_export(merged, component)
     assert report.verdict == "FAIL", report.summary
+
+
+def test_the_twin_knows_that_a_fused_weight_was_rounded(tiny: Path, tmp_path: Path) -> None:
+    """Its pictures, which make the limit of the artifact's, have that error too, and no larger one."""
+    merged = open_source(tiny, loras=[write(tmp_path / "x.safetensors", loras.kohya(pairs()))])
+    assert merged.rounded("unet") == set(loras.LAYERS["unet"]) and merged.rounded("vae") == frozenset()
+    component = next(c for c in components_of(merged) if c.name == "unet")
+    inner = component.reference_module().get_submodule("inner")
+    before = {name: p.clone() for name, p in inner.named_parameters()}
+    round_again(inner, merged.rounded("unet"), 2.0**-24, torch.Generator().manual_seed(0))
+    changed = {name for name, p in inner.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {f"{path}.weight" for path in loras.LAYERS["unet"]}
+    for name in changed:
+        now, then = inner.get_parameter(name).double(), before[name].double()
+        assert bool(((now - then).abs() <= 2.0**-23 * then.abs()).all()), "at most the next number"
 
 
 def test_keys_without_a_layer_are_named_and_left_out(tiny: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from exporter.checkpoints.single_file import part, text_weights
 from exporter.errors import CheckpointError
 from tests import original_layout
 from tests.checkpoints.conftest import Judge
+from tests.tiny_sdxl import make_tiny_sdxl
 
 SD1_UNET: dict[str, Any] = {
     "sample_size": 64, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
@@ -116,6 +117,7 @@ def test_openclip_is_found_again(projected: bool) -> None:
     encoder = (families.SDXL if projected else families.SD2).texts[-1]
     original = original_layout.openclip(state, encoder.prefix, spare=encoder.unused)
     mapped = text_weights(stored(original), encoder)
+    assert len({tensor.name for tensor in mapped.values()}) == len(mapped), "a graph tells weights by name"
     config = text.infer(mapped, activation=encoder.activation, projected=projected)
     config["num_hidden_layers"] -= encoder.unused
     assert {key: config[key] for key in OPENCLIP} == OPENCLIP
@@ -225,3 +227,19 @@ def test_other_inputs_are_another_pipeline(tiny: Path, tmp_path: Path, channels:
     assert single.config("unet")["in_channels"] == channels
     with pytest.raises(CheckpointError, match=f"StableDiffusion{kind}Pipeline, a family"):
         components_of(single)
+
+
+def test_a_stable_diffusion_xl_file_is_judged(tmp_path: Path, judge_export: Judge) -> None:
+    folder = make_tiny_sdxl(tmp_path / "tiny-sdxl")
+    first, second = families.SDXL.texts
+    state = original_layout.unet(*original_layout.read(folder, "unet"))
+    state |= original_layout.vae(*original_layout.read(folder, "vae"))
+    state |= original_layout.clip(original_layout.read(folder, "text_encoder")[0], first.prefix)
+    state |= original_layout.openclip(original_layout.read(folder, "text_encoder_2")[0], second.prefix)
+    single = resolve(original_layout.save(state, tmp_path / "xl.safetensors"), config=str(folder))
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        mine, wanted = single.stored(name), resolve(folder).stored(name)
+        assert set(mine) == set(wanted)
+        assert all(torch.equal(mine[key].load(), tensor.load()) for key, tensor in wanted.items())
+    report = judge_export(single, "text_encoder_2", "unet")
+    assert all(c.verdict == "PASS" for c in report.components), report.summary

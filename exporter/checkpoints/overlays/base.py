@@ -70,6 +70,9 @@ class Overlaid(Checkpoint):
     def reference_digest(self, folder: str) -> str:
         return self.base.reference_digest(folder)
 
+    def rounded(self, folder: str) -> frozenset[str]:
+        return self.base.rounded(folder)
+
     def weight_files(self, folder: str) -> list[Path]:
         return self.base.weight_files(folder)
 

@@ -79,6 +79,9 @@ class WithLoras(Overlaid):
                 continue  # a layer of the checkpoint that this component does not use
             layer.register_forward_hook(_Beside(branches, dtype), with_kwargs=True)
 
+    def rounded(self, folder: str) -> frozenset[str]:
+        return self.base.rounded(folder) | frozenset(self._of(folder))
+
     def reference_digest(self, folder: str) -> str:
         parts = [self.base.reference_digest(folder)]
         if self._of(folder):
