@@ -93,13 +93,13 @@ def _open(source: str, own: Mapping[str, Any], allow_pickle: bool) -> Autoencode
         if vae.is_original(inner):
             return _original(path, inner, own)
         if (path.parent / "config.json").is_file():
-            return _folder(source, path.parent)
+            return _folder(source, path.parent, allow_pickle)
         raise CheckpointError(
             f"{source} holds no autoencoder in its authors' layout, and no config.json lies beside it.",
             hint="Name the folder with config.json and the weights instead.",
         )
     if path.is_dir() and not (path / "model_index.json").is_file():
-        return _folder(source, path)
+        return _folder(source, path, allow_pickle)
     from exporter.checkpoints.resolve import resolve
 
     other = resolve(source, allow_pickle=allow_pickle)
@@ -108,7 +108,7 @@ def _open(source: str, own: Mapping[str, Any], allow_pickle: bool) -> Autoencode
     return _of(other, "vae")
 
 
-def _folder(source: str, path: Path) -> Autoencoder:
+def _folder(source: str, path: Path, allow_pickle: bool) -> Autoencoder:
     config = path / "config.json"
     if not config.is_file():
         raise CheckpointError(
@@ -119,7 +119,8 @@ def _folder(source: str, path: Path) -> Autoencoder:
         raise CheckpointError(f"{source} is a {kind}, not an AutoencoderKL.")
     path = path.resolve()
     check_folder(source, path.parent, [path.name])
-    return _of(Checkpoint(source=source, root=path.parent, index={}), path.name)
+    inner = Checkpoint(source=source, root=path.parent, index={}, allow_pickle=allow_pickle)
+    return _of(inner, path.name)
 
 
 def _of(checkpoint: Checkpoint, folder: str) -> Autoencoder:
