@@ -41,7 +41,7 @@ def make_card(artifact: Artifact, repo: str) -> str:
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from exporter.conversion import human
+    from exporter.planning import human
 
     manifest = artifact.manifest
     verdict = artifact.verified()

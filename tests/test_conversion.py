@@ -65,7 +65,7 @@ def test_a_stopped_conversion_leaves_nothing_and_resumes(
     tiny: Path, tmp_path: Path, whole: Artifact, sign: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    process = start(tiny, out, "--no-verify")
+    process = start(tiny, out, "--no-verify", "--no-cache")  # with it, the rest is done in no time
     wait_for(tmp_path, ".out.staging-*/.complete/text_encoder.json", process)
     process.send_signal(sign)
     process.wait()
@@ -117,9 +117,11 @@ def test_two_conversions_into_one_folder(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = start(tiny, out, "--no-verify")
     wait_for(tmp_path, ".out.staging-*", first)
+    first.send_signal(signal.SIGSTOP)  # or it is done before the second one has started
     second = subprocess.run(
         command(tiny, out, "--no-verify"), env=ENVIRONMENT, capture_output=True, text=True
     )
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert "Another exporter process is writing" in json.loads(second.stdout)["error"]["message"]
     assert "Traceback" not in second.stderr

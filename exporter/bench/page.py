@@ -22,8 +22,8 @@ def write_page(result: BenchResult, path: Path) -> None:
     """Write the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from exporter.conversion import human
     from exporter.demo.pictures import data_uri
+    from exporter.planning import human
 
     environment = Environment(
         loader=PackageLoader("exporter.bench", "."), undefined=StrictUndefined, autoescape=True,

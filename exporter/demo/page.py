@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from exporter.artifact import write_text_atomic
-from exporter.conversion import human, tool_versions
 from exporter.demo.pictures import AMPLIFICATION, data_uri
+from exporter.planning import human, tool_versions
 
 if TYPE_CHECKING:
     from exporter.demo import DemoResult

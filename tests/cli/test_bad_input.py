@@ -163,7 +163,7 @@ def test_a_component_larger_than_the_free_disk(copy: Path, tmp_path: Path) -> No
 
 
 def test_memory_too_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.conversion.free_memory", lambda: 1_000_000)
+    monkeypatch.setattr("exporter.planning.free_memory", lambda: 1_000_000)
     convert(tiny, tmp_path / "out").failed(6, "memory", "1.0 MB")
     assert list(tmp_path.iterdir()) == []
 

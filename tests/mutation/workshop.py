@@ -122,7 +122,7 @@ class Workshop:
         self, root: Path, component: Component, options: Mapping[str, Any] | None = None
     ) -> ComponentRecord:
         """Export a component again into a copy, and bring its manifest up to date."""
-        from exporter.conversion import parse_options
+        from exporter.planning import parse_options
         from exporter.progress import NullProgress
         from exporter.targets import get_target
 
