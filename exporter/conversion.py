@@ -33,6 +33,7 @@ from exporter.background import aside
 from exporter.errors import ResourceError, UsageError
 from exporter.progress import NullProgress, Progress
 from exporter.staging import Staging, check_destination
+from exporter.trust import remember
 
 if TYPE_CHECKING:
     from exporter.architectures import Component
@@ -331,6 +332,8 @@ def _complete(
         seconds=seconds,
         details=dict(exported.details),
     )
+    if plan._target.executable:
+        remember(record)
     staging.mark_complete(record)
     return record
 
