@@ -26,7 +26,7 @@ class TorchScriptTarget(Target):
 
     name: ClassVar[str] = "torchscript"
     title: ClassVar[str] = "TorchScript"
-    extra: ClassVar[str] = "torchscript"
+    extra: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("torch",)
     options_type: ClassVar[type[Options]] = TorchScriptOptions
     executable: ClassVar[bool] = True
