@@ -25,6 +25,7 @@ from exporter.background import aside
 from exporter.planning import Plan, make_plan, tool_versions
 from exporter.progress import NullProgress, Progress
 from exporter.staging import Staging, check_destination
+from exporter.trust import remember
 
 if TYPE_CHECKING:
     from exporter.architectures import Component
@@ -161,6 +162,8 @@ def _complete(
         seconds=seconds,
         details=dict(exported.details),
     )
+    if plan._target.executable:
+        remember(record)
     staging.mark_complete(record)
     return record
 

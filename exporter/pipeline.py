@@ -164,6 +164,7 @@ def load(
     device: str | None = None,
     precision_hint: str | None = None,
     revision: str | None = None,
+    trust: bool = False,
     **intake: Any,
 ) -> Any:
     """A diffusers pipeline whose components are the exported ones, or the PyTorch reference.
@@ -173,17 +174,19 @@ def load(
             `exporter convert` takes.
         device: The runtime's device for an artifact; a torch device for a checkpoint.
         precision_hint: `f32`, `bf16`, `f16` or `default`; None takes what the artifact was made for.
+        trust: Open an artifact that is a program (TorchScript) although it was not made here.
         intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:
         ArtifactError, CheckpointError: It cannot be opened.
+        UntrustedArtifact: It is a program of unknown origin, and `trust` is off.
         BackendMissing: The artifact's runtime is not installed.
     """
     from exporter.checkpoints.published import local_folder
 
     path = local_folder(source, revision=revision)
     if path is not None and (path / MANIFEST).is_file():
-        return from_artifact(Artifact.open(path), device=device, precision_hint=precision_hint)
+        return from_artifact(Artifact.open(path), device=device, precision_hint=precision_hint, trust=trust)
     return from_checkpoint(str(source), device=device, revision=revision, **intake)
 
 
@@ -229,13 +232,15 @@ def _torch_device(name: str) -> torch.device:
     return device
 
 
-def from_artifact(artifact: Artifact, *, device: str | None = None, precision_hint: str | None = None) -> Any:
+def from_artifact(
+    artifact: Artifact, *, device: str | None = None, precision_hint: str | None = None, trust: bool = False
+) -> Any:
     """The pipeline of an artifact. Close its runners by dropping it."""
     target = get_target(artifact.manifest.target)
     runners: dict[str, Runner] = {}
     for record in artifact.manifest.components:
         runners[record.name] = target.open(
-            artifact.root, record, _run_options(record, device, precision_hint)
+            artifact.root, record, _run_options(record, device, precision_hint, trust)
         )
     return assemble(artifact.root, artifact.manifest.source.pipeline_class, runners)
 
@@ -285,11 +290,13 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     return pipeline
 
 
-def _run_options(record: ComponentRecord, device: str | None, precision_hint: str | None) -> RunOptions:
+def _run_options(
+    record: ComponentRecord, device: str | None, precision_hint: str | None, trust: bool
+) -> RunOptions:
     hint = precision_hint or record.details.get("precision_hint") or "f32"
     if hint not in get_args(PrecisionHint):
         raise UsageError(f"Precision hint {hint!r} is none of f32, bf16, f16, default.")
-    return RunOptions(device=device, precision_hint=cast("PrecisionHint", hint))
+    return RunOptions(device=device, precision_hint=cast("PrecisionHint", hint), trust=trust)
 
 
 def _config(root: Path, folder: str, name: str) -> dict[str, Any]:

@@ -20,6 +20,12 @@ def _few_threads() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_record_of_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the tests export is not noted among the programs that the user made."""
+    os.environ["EXPORTER_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder of the test run's own, for this process and its children."""
     folder = tmp_path_factory.mktemp("cache")

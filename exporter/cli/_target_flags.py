@@ -53,7 +53,15 @@ SAFETENSORS = [
         help="Variant in the names of the safetensors files that are written (--variant reads one).",
     ),
 ]  # fmt: skip
-ALL = (*COMMON, *ONNX, *OPENVINO, *COREML, *SAFETENSORS)
+TORCHSCRIPT = [
+    click.option("--channels-last", is_flag=True, help="TorchScript: convolutions in channels-last layout."),
+    click.option("--freeze", is_flag=True, help="TorchScript: weights become constants of the graph."),
+    click.option(
+        "--optimize-for-inference", is_flag=True,
+        help="TorchScript: PyTorch's fusions, applied whenever the artifact is opened.",
+    ),
+]  # fmt: skip
+ALL = (*COMMON, *ONNX, *OPENVINO, *COREML, *SAFETENSORS, *TORCHSCRIPT)
 
 
 def target_flags(function: Function) -> Function:

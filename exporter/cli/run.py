@@ -54,6 +54,10 @@ from exporter.errors import DestinationError
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
     help="Arithmetic for runtimes that choose it.  [default: what the artifact was made for]",
 )  # fmt: skip
+@click.option(
+    "--trust", is_flag=True,
+    help="Open a TorchScript artifact, which is a program, although it was not made here.",
+)  # fmt: skip
 @click.pass_obj
 def command(
     output: Output,
@@ -69,16 +73,18 @@ def command(
     negative_prompt: str | None,
     device: str | None,
     precision_hint: str | None,
+    trust: bool,
 ) -> None:
     """Paint PROMPT with an artifact, or with a checkpoint in PyTorch.
 
     The pipeline around the components is diffusers' own, so the same seed gives the same picture
     in every format as far as the format's arithmetic allows.
     """
-    from exporter.inspection import blame_changes, trust
+    from exporter.inspection import blame_changes
+    from exporter.inspection import trust as state_of
 
     check_picture_path(picture)
-    state = trust(source)
+    state = state_of(source)
     if state is not None:
         (output.note if state.verdict == "PASS" else output.warn)(state.sentence)
     from exporter import pipeline
@@ -86,7 +92,7 @@ def command(
     started = time.monotonic()
     with blame_changes(state), output.progress() as progress:
         progress.start(f"loading {source}")
-        loaded = pipeline.load(source, device=device, precision_hint=precision_hint)
+        loaded = pipeline.load(source, device=device, precision_hint=precision_hint, trust=trust)
         progress.done()
         (image,) = pipeline.paint(
             loaded,

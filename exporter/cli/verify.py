@@ -93,6 +93,10 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where the report goes.  [default: verification/ in the artifact]",
 )
+@click.option(
+    "--trust", is_flag=True,
+    help="Open a TorchScript artifact, which is a program, although it was not made here.",
+)  # fmt: skip
 @click.pass_obj
 def command(
     output: Output,

@@ -45,9 +45,10 @@ class Opened:
         record: ComponentRecord,
         hint: PrecisionHint,
         threads: int | None = None,
+        trust: bool = False,
     ) -> None:
         self.target, self.root, self.record, self.hint = target, root, record, hint
-        self.threads = threads
+        self.threads, self.trust = threads, trust
         self.weights = record.dtype if record.dtype in STORED else "float32"
         self.arithmetic = self.weights if self.weights in FLOATS else "float32"
 
@@ -55,7 +56,9 @@ class Opened:
         from exporter.targets.base import RunOptions
 
         runner = self.target.open(
-            self.root, self.record, RunOptions(precision_hint=self.hint, threads=self.threads)
+            self.root,
+            self.record,
+            RunOptions(precision_hint=self.hint, threads=self.threads, trust=self.trust),
         )
         if runner.precision in FLOATS:
             self.arithmetic = str(runner.precision)

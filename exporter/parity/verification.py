@@ -51,6 +51,7 @@ def verify(
     shown_path: str | None = None,
     cache: Path | Literal["user"] | None = "user",
     allow_pickle: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Judge an artifact.
@@ -76,10 +77,12 @@ def verify(
         shown_path: The artifact's path as the report should show it.
         cache: Folder for truths and floors; `user` is the user's cache, None keeps nothing.
         allow_pickle: Open a reference that is a pickle, as for `convert`.
+        trust: Open an artifact that is a program (TorchScript) although it was not made here.
         progress: Told what is going on.
 
     Raises:
         ArtifactError: The artifact is damaged or changed, or the reference is not what it was made from.
+        UntrustedArtifact: It is a program of unknown origin, and `trust` is off.
         CheckpointError: The reference cannot be read.
         UsageError: A setting makes no sense.
         BackendMissing: The target's runtime is not installed.
@@ -116,6 +119,7 @@ def verify(
         record=ours,
         cache=cache,
         allow_pickle=allow_pickle,
+        trust=trust,
         progress=progress or NullProgress(),
     )
     with few_threads(job.threads):
@@ -125,13 +129,14 @@ def verify(
 class _Job:
     def __init__(
         self, artifact: Artifact, settings: Settings, *, against: str | None, report_dir: Path | None,
-        shown_path: str, record: bool, cache: Path | Literal["user"] | None, allow_pickle: bool,
+        shown_path: str, record: bool, cache: Path | Literal["user"] | None, allow_pickle: bool, trust: bool,
         progress: Progress,
     ) -> None:  # fmt: skip
         from exporter.architectures import components_of
         from exporter.parity.budget import cache_folder
         from exporter.parity.sources import check_bytes, reference_for
         from exporter.targets import get_target
+        from exporter.trust import require
 
         _check(settings)
         self.started = time.perf_counter()
@@ -143,7 +148,9 @@ class _Job:
         progress.start("hashing the artifact")
         check_bytes(artifact)
         self.digest = artifact.manifest.digest()
-        self.target = get_target(artifact.manifest.target)
+        self.target, self.trust = get_target(artifact.manifest.target), trust
+        if getattr(self.target, "executable", False):
+            require(artifact.root, artifact.manifest.components, trust=trust)
         self.checkpoint: Checkpoint = reference_for(artifact, against, allow_pickle=allow_pickle)
         self.components: list[Component] = components_of(self.checkpoint)
         self.records = self._chosen()
@@ -262,7 +269,7 @@ class _Job:
         )
         openers: dict[str, Opened] = {}
         for mode, hint in hints.items():
-            opened = Opened(self.target, self.artifact.root, record, hint, self.threads)
+            opened = Opened(self.target, self.artifact.root, record, hint, self.threads, self.trust)
             skip = openers["graph"].arithmetic if mode == "default" else None
             played = replay(component, opened, cases, truths, tick, skip_if=skip)
             if played.same_as:

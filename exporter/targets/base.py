@@ -92,11 +92,13 @@ class RunOptions:
         precision_hint: `f32`, `bf16` or `f16` for runtimes that choose the arithmetic themselves;
             `default` leaves the choice to the runtime, as most clients do.
         threads: Intra-op threads; None is the runtime's default.
+        trust: Open files that are programs even when they were not made here (`exporter.trust`).
     """
 
     device: str | None = None
     precision_hint: PrecisionHint = "f32"
     threads: int | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class Target(ABC):
         extra: The pip extra that installs its backend; empty when exporter alone brings it.
         packages: Import names the backend needs.
         options_type: Its options.
+        executable: Its files are programs: `open` runs what their author wrote. Such a target calls
+            `exporter.trust.require` before it reads anything else.
     """
 
     name: ClassVar[str]
@@ -188,6 +192,7 @@ class Target(ABC):
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     options_type: ClassVar[type[Options]] = Options
+    executable: ClassVar[bool] = False
 
     @property
     def package(self) -> str:
@@ -227,7 +232,12 @@ class Target(ABC):
 
     @abstractmethod
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
-        """Open one exported component from disk."""
+        """Open one exported component from disk.
+
+        Raises:
+            ArtifactError: It is missing or damaged.
+            UntrustedArtifact: It is a program that was not made here, and `options.trust` is off.
+        """
 
 
 def exporter_client(repo: str, extra: str) -> Client:
