@@ -55,7 +55,7 @@ from exporter.errors import DestinationError
 @click.option("--width", type=click.IntRange(min=1), help="Pixels.  [default: the native width]")
 @click.option("--negative-prompt", metavar="TEXT", help="What the picture should not show.")
 @click.option(
-    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    "--image", type=click.Path(path_type=Path), metavar="FILE",
     help="Start from this picture; its size is kept unless --height and --width say otherwise.",
 )  # fmt: skip
 @click.option(
@@ -63,7 +63,7 @@ from exporter.errors import DestinationError
     help="How much of the picture is taken away first, above 0 to 1.  [default: the pipeline's]",
 )  # fmt: skip
 @click.option(
-    "--mask", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    "--mask", type=click.Path(path_type=Path), metavar="FILE",
     help="Repaint the picture where this one is white.",
 )  # fmt: skip
 @click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
