@@ -30,8 +30,11 @@ from exporter.errors import DestinationError
             "-o reference.png --seed 7 --steps 25",
         ),
         (
-            "Start from a picture, or repaint the white part of a mask",
-            'exporter run shapes-onnx "a small green circle" -o again.png --image star.png --strength 0.6\n'
+            "Start from a picture",
+            'exporter run shapes-onnx "a small green circle" -o again.png --image star.png --strength 0.6',
+        ),
+        (
+            "Repaint the part of it that is white in a mask",
             'exporter run shapes-onnx "a small green circle" -o part.png --image star.png --mask mask.png',
         ),
         (
