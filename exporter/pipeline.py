@@ -7,15 +7,14 @@ difference between two pictures is a difference between two components.
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-import numpy as np
 import torch
-from torch import nn
 
 from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
@@ -23,139 +22,14 @@ from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
 from exporter.errors import ArtifactError, BackendMissing, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
+from exporter.stand_ins import ExportedTextEncoder, ExportedUNet, ExportedVae
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
-class ExportedModule(nn.Module):
-    """A component that computes in another runtime. Looks like the diffusers module it stands for."""
-
-    def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        from diffusers.configuration_utils import FrozenDict
-
-        self.runner = runner
-        self.config = FrozenDict(dict(config))
-        self.device = torch.device("cpu")
-        self.dtype = torch.float32
-
-    def call(self, runner: Runner, **inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Run with inputs cast to the declared dtypes; outputs as float32, in declared order.
-
-        A runner with a baked-in batch gets its rows in portions of that size, the last one padded.
-        """
-        arrays = {}
-        for spec in runner.inputs:
-            array = inputs[spec.name].detach().cpu().numpy()
-            if spec.dtype.startswith("int") and not np.array_equal(array, np.trunc(array)):
-                raise InputError(
-                    f"The artifact takes {spec.name!r} as {spec.dtype}, "
-                    f"the scheduler gives fractions ({array})."
-                )
-            array = array.astype(spec.dtype, copy=False)
-            arrays[spec.name] = array.reshape(-1)[:1] if spec.dims == [1] and array.ndim == 0 else array
-        outputs = self._in_portions(runner, arrays)
-        return [torch.from_numpy(np.asarray(outputs[spec.name])).float() for spec in runner.outputs]
-
-    def _in_portions(self, runner: Runner, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        batched = [s.name for s in runner.inputs if len(s.dims) > 1]
-        baked = {int(s.dims[0]) for s in runner.inputs if s.name in batched and isinstance(s.dims[0], int)}
-        rows = arrays[batched[0]].shape[0]
-        if len(baked) != 1 or rows == (size := baked.pop()):
-            return runner.run(arrays)
-        collected: dict[str, list[np.ndarray]] = {}
-        for start in range(0, rows, size):
-            picked = [min(start + offset, rows - 1) for offset in range(size)]
-            portion = {n: a[picked] if n in batched else a for n, a in arrays.items()}
-            for name, value in runner.run(portion).items():
-                collected.setdefault(name, []).append(value[: rows - start])
-        return {name: np.concatenate(values) for name, values in collected.items()}
-
-
-class ExportedTextEncoder(ExportedModule):
-    """Stands for a `CLIPTextModel`."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        if options.get("output_hidden_states"):
-            raise UsageError("clip_skip needs the hidden states, which this artifact does not give.")
-        hidden, pooled = self.call(self.runner, input_ids=input_ids)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)  # type: ignore[arg-type]
-
-
-class ExportedTextLayers(ExportedModule):
-    """Stands for a `CLIPTextModel` or `CLIPTextModelWithProjection` of SDXL: gives every hidden state."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
-        from transformers.utils import ModelOutput
-
-        named = zip(
-            (s.name for s in self.runner.outputs), self.call(self.runner, input_ids=input_ids), strict=True
-        )
-        whole, states = {}, []
-        for name, value in named:
-            if name.startswith("hidden_states."):
-                states.append(value)
-            else:
-                whole[name] = value
-        return ModelOutput(**whole, hidden_states=tuple(states))
-
-
-class ExportedUNet(ExportedModule):
-    """Stands for a `UNet2DConditionModel`."""
-
-    def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
-        super().__init__(runner, config)
-        width = config.get("projection_class_embeddings_input_dim")
-        if width:  # the SDXL pipeline measures its time ids against this layer
-            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | float,
-        encoder_hidden_states: torch.Tensor,
-        return_dict: bool = True,
-        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
-        **ignored: Any,
-    ) -> Any:
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
-        (out,) = self.call(
-            self.runner,
-            sample=sample,
-            timestep=torch.as_tensor(timestep),
-            encoder_hidden_states=encoder_hidden_states,
-            **(added_cond_kwargs or {}),
-        )
-        return UNet2DConditionOutput(sample=out) if return_dict else (out,)
-
-
-class ExportedVae(ExportedModule):
-    """Stands for an `AutoencoderKL`; decoder and encoder are two exported components."""
-
-    def __init__(self, decoder: Runner, encoder: Runner | None, config: Mapping[str, Any]) -> None:
-        super().__init__(decoder, config)
-        self.encoder_runner = encoder
-
-    def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        from diffusers.models.autoencoders.vae import DecoderOutput
-
-        (picture,) = self.call(self.runner, latent_sample=z)
-        return DecoderOutput(sample=picture) if return_dict else (picture,)
-
-    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-        from diffusers.models.modeling_outputs import AutoencoderKLOutput
-
-        if self.encoder_runner is None:
-            raise ArtifactError("This artifact has no vae_encoder, so it cannot start from a picture.")
-        (moments,) = self.call(self.encoder_runner, sample=x)
-        posterior = DiagonalGaussianDistribution(moments)
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a pipeline that are not exported and that it can do without."""
 
 
 def load(
@@ -207,10 +81,11 @@ def from_checkpoint(
     cls = getattr(diffusers, checkpoint.pipeline_class, None)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
         raise CheckpointError(f"This diffusers has no pipeline {checkpoint.pipeline_class!r}.")
-    if type(checkpoint) is Checkpoint:
-        given: dict[str, Any] = {}
-    else:  # weights that do not lie in the folder as diffusers wants them
-        given = {c.folder: whole_module(c) for c in components_of(checkpoint)}
+    given: dict[str, Any] = {}
+    if "add_watermarker" in inspect.signature(cls.__init__).parameters:
+        given["add_watermarker"] = False
+    if type(checkpoint) is not Checkpoint:  # weights that do not lie in the folder as diffusers wants them
+        given |= {c.folder: whole_module(c) for c in components_of(checkpoint)}
     pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(where)
@@ -254,40 +129,59 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     import diffusers
     from transformers import CLIPTokenizer
 
-    large = "XL" in pipeline_class
-    encoders = ("text_encoder", "text_encoder_2") if large else ("text_encoder",)
-    for name in (*encoders, "unet", "vae_decoder"):
+    cls = getattr(diffusers, pipeline_class)
+    known = inspect.signature(cls.__init__).parameters
+    modules: dict[str, Any] = {}
+    for name in ("text_encoder", "text_encoder_2"):
+        if name in known and name in runners:
+            modules[name] = ExportedTextEncoder(runners[name], _config(root, name, "config.json"))
+    for name in ("unet", "vae_decoder", *_missing_texts(root, known, modules)):
         if name not in runners:
             raise ArtifactError(
                 f"The artifact has no {name}, so it cannot paint.",
                 hint="Convert again without --component.",
             )
+    modules["unet"] = ExportedUNet(runners["unet"], _config(root, "unet", "config.json"))
+    vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
+    modules["vae"] = ExportedVae(
+        runners["vae_decoder"], runners.get("vae_encoder"), _config(root, vae_folder, "config.json")
+    )
     scheduler_config = _config(root, "scheduler", "scheduler_config.json")
     scheduler = getattr(diffusers, scheduler_config["_class_name"]).from_config(scheduler_config)
-    text_module = ExportedTextLayers if large else ExportedTextEncoder
-    parts: dict[str, Any] = {}
-    for name in encoders:
-        parts[name] = text_module(runners[name], _config(root, name, "config.json"))
-        tokenizer = name.replace("text_encoder", "tokenizer")
-        parts[tokenizer] = CLIPTokenizer.from_pretrained(root / tokenizer, local_files_only=True)
-    if large:
-        index = _config(root, ".", "model_index.json")
-        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-        parts |= {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
-    else:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
-    cls = getattr(diffusers, pipeline_class)
-    pipeline = cls(
-        unet=ExportedUNet(runners["unet"], _config(root, "unet", "config.json")),
-        vae=ExportedVae(
-            runners["vae_decoder"], runners.get("vae_encoder"), _config(root, vae_folder, "config.json")
-        ),
-        scheduler=scheduler,
-        **parts,
-    )
+    tokenizers = {
+        name: CLIPTokenizer.from_pretrained(root / name, local_files_only=True)
+        for name in ("tokenizer", "tokenizer_2")
+        if name in known and (root / name).is_dir()
+    }
+    parts = {**modules, **tokenizers, **_settings(root, known), "scheduler": scheduler}
+    absent = {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", *ABSENT} - set(parts)
+    pipeline = cls(**parts, **{name: None for name in absent if name in known})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _missing_texts(root: Path, known: Mapping[str, Any], modules: Mapping[str, Any]) -> list[str]:
+    """Text encoders without which the UNet gets less text than it takes (a refiner has one of two)."""
+    if not (root / "unet" / "config.json").is_file():
+        return []
+    cross = _config(root, "unet", "config.json").get("cross_attention_dim")
+    wanted = cross[0] if isinstance(cross, list) else cross
+    if sum(module.config["hidden_size"] for module in modules.values()) == wanted:
+        return []
+    return [n for n in ("text_encoder_2", "text_encoder") if n in known and n not in modules]
+
+
+def _settings(root: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's own settings in `model_index.json` (`force_zeros_for_empty_prompt` …), without the
+    safety checker, which is not exported, and without a watermark, which would hide small differences."""
+    index = _config(root, ".", "model_index.json") if (root / "model_index.json").is_file() else {}
+    found = {
+        name: value
+        for name, value in index.items()
+        if name in known and not isinstance(value, list | tuple | dict)
+    }
+    off = {"requires_safety_checker": False, "add_watermarker": False}
+    return found | {name: value for name, value in off.items() if name in known}
 
 
 def _run_options(
@@ -318,6 +212,56 @@ def native_size(pipeline: Any) -> tuple[int, int]:
     return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
+def open_picture(path: Path) -> Image:
+    """A picture file, turned as its EXIF says.
+
+    Raises:
+        InputError: It is none, or damaged.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            turned = ImageOps.exif_transpose(picture)
+            turned.load()
+            return turned
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a picture: {error}.") from error
+
+
+def for_task(pipeline: Any, *, image: bool, mask: bool) -> Any:
+    """The pipeline of the same components that starts from noise, from a picture, or repaints part of one.
+
+    Raises:
+        UsageError: The model cannot do that.
+    """
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+    name = type(pipeline).__name__
+    own = set(inspect.signature(pipeline.__call__).parameters)
+    channels = int(pipeline.unet.config.in_channels)
+    if mask and not image:
+        raise UsageError("A mask needs the picture that it masks.", hint="Add --image FILE.")
+    if channels == 9 and not mask:
+        raise UsageError(
+            "This model repaints part of a picture.", hint="Give it one with --image FILE --mask FILE."
+        )
+    if not image:
+        if "image" in own:
+            raise UsageError(f"A {name} starts from a picture.", hint="Give it one with --image FILE.")
+        return pipeline
+    if ("mask_image" in own) == mask and "image" in own:
+        return pipeline
+    auto = AutoPipelineForInpainting if mask else AutoPipelineForImage2Image
+    try:
+        made = auto.from_pipe(pipeline)
+    except ValueError as error:
+        task = "repaints part of a picture" if mask else "starts from a picture"
+        raise UsageError(f"diffusers has no pipeline that {task} for a {name}.") from error
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def paint(
     pipeline: Any,
     prompts: Sequence[str],
@@ -328,6 +272,9 @@ def paint(
     height: int | None = None,
     width: int | None = None,
     negative_prompt: str | None = None,
+    image: Image | None = None,
+    mask: Image | None = None,
+    strength: float | None = None,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Paint each prompt from the same seed, so that a picture does not depend on its neighbours.
@@ -336,15 +283,42 @@ def paint(
         seed: Of the CPU generator that draws the first latents (shape 1×4×h/8×w/8, float32).
         steps: Scheduler steps.
         guidance: Classifier-free guidance scale; 1 or less switches it off.
-        height / width: Pixels; the native size when None.
+        height / width: Pixels; the picture's own, or the native size, when None.
+        image: Start from this picture, scaled to that size.
+        mask: Repaint the picture where this is white, and keep it where it is black.
+        strength: How much of the picture is taken away first, above 0 to 1; the pipeline's own when None.
 
     Raises:
-        UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for.
+        UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a
+            task or setting that the model has not.
     """
     report = progress or NullProgress()
+    pipeline = for_task(pipeline, image=image is not None, mask=mask is not None)
     native = native_size(pipeline)
+    if image is not None and not _is_baked(pipeline):
+        native = _size_of(image, pipeline)
     height, width = height or native[0], width or native[1]
     _check_size(pipeline, height, width)
+    known = inspect.signature(pipeline.__call__).parameters
+    given: dict[str, Any] = {"height": height, "width": width, "negative_prompt": negative_prompt}
+    if negative_prompt is not None and "negative_prompt" not in known:
+        raise UsageError(f"A {type(pipeline).__name__} takes no negative prompt.")
+    given = {name: value for name, value in given.items() if name in known}
+    if image is not None:
+        given |= _starting_point(image, mask, (width, height))
+    if strength is not None:
+        if image is None:
+            raise UsageError("A strength needs a picture to start from.", hint="Add --image FILE.")
+        given["strength"] = strength
+    if "strength" in known and image is not None:
+        chosen = strength if strength is not None else float(known["strength"].default)
+        if not 0 < chosen <= 1:
+            raise UsageError(f"The strength is above 0 and at most 1, not {chosen:g}.")
+        if int(steps * chosen) < 1:
+            raise UsageError(
+                f"{steps} steps at strength {chosen:g} leave none to do.",
+                hint=f"Take at least {math.ceil(1 / chosen)} steps.",
+            )
     pictures = []
     for prompt in prompts:
         report.start(f"painting “{prompt}”", steps)
@@ -355,17 +329,37 @@ def paint(
 
         result = pipeline(
             prompt,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=step,
+            **given,
         )
         pictures.append(result.images[0])
         report.done()
     return pictures
+
+
+def _starting_point(image: Image, mask: Image | None, size: tuple[int, int]) -> dict[str, Any]:
+    from PIL.Image import Resampling
+
+    given = {"image": image.convert("RGB").resize(size, Resampling.LANCZOS)}
+    if mask is not None:
+        given["mask_image"] = mask.convert("L").resize(size, Resampling.NEAREST)
+    return given
+
+
+def _size_of(image: Image, pipeline: Any) -> tuple[int, int]:
+    """(height, width) of a picture, as multiples of what the UNet can halve at every level."""
+    levels = len(pipeline.unet.config.block_out_channels)
+    multiple = pipeline.vae_scale_factor * 2 ** (levels - 1)
+    return tuple(max(1, round(side / multiple)) * multiple for side in (image.height, image.width))  # type: ignore[return-value]
+
+
+def _is_baked(pipeline: Any) -> bool:
+    runner = getattr(pipeline.unet, "runner", None)
+    dims = next(s.dims for s in runner.inputs if s.name == "sample") if runner is not None else ["", "", ""]
+    return isinstance(dims[2], int)
 
 
 def _check_size(pipeline: Any, height: int, width: int) -> None:

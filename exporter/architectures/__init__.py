@@ -8,10 +8,17 @@ from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 from exporter.errors import CheckpointError
 
+_SD = "exporter.architectures.stable_diffusion"
+_SDXL = "exporter.architectures.stable_diffusion_xl"
 FAMILIES = {
-    "StableDiffusionPipeline": "exporter.architectures.stable_diffusion",
-    "StableDiffusionImg2ImgPipeline": "exporter.architectures.stable_diffusion",
-    "StableDiffusionXLPipeline": "exporter.architectures.stable_diffusion_xl",
+    "LatentConsistencyModelImg2ImgPipeline": _SD,
+    "LatentConsistencyModelPipeline": _SD,
+    "StableDiffusionImg2ImgPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _SD,
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionXLImg2ImgPipeline": _SDXL,
+    "StableDiffusionXLInpaintPipeline": _SDXL,
+    "StableDiffusionXLPipeline": _SDXL,
 }
 """Pipeline class of model_index.json → the module that names its components."""
 

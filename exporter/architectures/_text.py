@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from exporter.architectures._parts import expect_class
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 
+CLIP = "CLIPTextModel"
+PROJECTED = "CLIPTextModelWithProjection"
+
 
 class TextEncoder(nn.Module):
-    """`input_ids` → (`last_hidden_state`, `pooler_output`)."""
+    """`input_ids` → the library's own outputs: (`last_hidden_state`, `pooler_output`), or with a
+    projection (`text_embeds`, `last_hidden_state`); then every hidden state where they are wanted."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, hidden_states: bool = False) -> None:
         super().__init__()
         self.inner = inner
-
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.inner(input_ids=input_ids, return_dict=False)
-        return output[0], output[1]
-
-
-class AllLayers(nn.Module):
-    """`input_ids` → the encoder's two outputs, then the hidden states of embedding and layers."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+        self.hidden_states = hidden_states
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = self.inner(input_ids=input_ids, output_hidden_states=True)
-        return (output[0], output[1], *output.hidden_states)
+        output = self.inner(input_ids=input_ids, output_hidden_states=self.hidden_states, return_dict=False)
+        return (output[0], output[1], *(output[2] if self.hidden_states else ()))
 
 
 def rename_text(name: str) -> str | None:
@@ -55,62 +49,44 @@ def prompt_ids(config: dict[str, Any]) -> Any:
     return make
 
 
-def clip_text_encoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:
-    """The component of a `CLIPTextModel` folder."""
-    hidden = int(checkpoint.config(folder)["hidden_size"])
-    outputs = (
-        TensorSpec("last_hidden_state", "float32", ("batch", "sequence", hidden)),
-        TensorSpec("pooler_output", "float32", ("batch", hidden)),
-    )
-    return _component(checkpoint, folder, native, "CLIPTextModel", outputs, TextEncoder)
+def clip_text_encoder(
+    checkpoint: Checkpoint, folder: str, native: Size, *, hidden_states: bool = False
+) -> Component:
+    """The component of a `CLIPTextModel` or `CLIPTextModelWithProjection` folder.
 
-
-def clip_text_layers(checkpoint: Checkpoint, folder: str, native: Size, class_name: str) -> Component:
-    """The component of a `CLIPTextModel` or `CLIPTextModelWithProjection` folder with every hidden state.
-
-    SDXL takes the last but one. Names and order are those of optimum's exports, whose clients ask for all:
-    `hidden_states.0` is the embedding.
+    Args:
+        hidden_states: Also give `hidden_states.0` (the embeddings) to `hidden_states.N` (what the last
+            layer gives, before the final norm): the names and the order of optimum's exports.
     """
     config = checkpoint.config(folder)
-    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    last = TensorSpec("last_hidden_state", "float32", ("batch", "sequence", hidden))
-    if class_name == "CLIPTextModelWithProjection":
-        first = (TensorSpec("text_embeds", "float32", ("batch", int(config["projection_dim"]))), last)
+    kind = expect_class(checkpoint, folder, (CLIP, PROJECTED))
+    hidden = int(config["hidden_size"])
+    states = [TensorSpec("last_hidden_state", "float32", ("batch", "sequence", hidden))]
+    if kind == PROJECTED:
+        states.insert(0, TensorSpec("text_embeds", "float32", ("batch", int(config["projection_dim"]))))
     else:
-        first = (last, TensorSpec("pooler_output", "float32", ("batch", hidden)))
-    states = (
-        TensorSpec(f"hidden_states.{number}", "float32", ("batch", "sequence", hidden))
-        for number in range(layers + 1)
-    )
-    return _component(checkpoint, folder, native, class_name, (*first, *states), AllLayers)
-
-
-def _component(
-    checkpoint: Checkpoint,
-    folder: str,
-    native: Size,
-    class_name: str,
-    outputs: tuple[TensorSpec, ...],
-    adapt: Callable[[nn.Module], nn.Module],
-) -> Component:
-    config = checkpoint.config(folder)
+        states.append(TensorSpec("pooler_output", "float32", ("batch", hidden)))
+    if hidden_states:
+        states += [
+            TensorSpec(f"hidden_states.{layer}", "float32", ("batch", "sequence", hidden))
+            for layer in range(int(config["num_hidden_layers"]) + 1)
+        ]
 
     def construct() -> nn.Module:
         import transformers
 
-        built: nn.Module = getattr(transformers, class_name)(transformers.CLIPTextConfig.from_dict(config))
-        return built
+        return getattr(transformers, kind)(transformers.CLIPTextConfig.from_dict(config))
 
     return Component(
         name=folder,
         folder=folder,
         checkpoint=checkpoint,
-        class_name=class_name,
+        class_name=kind,
         inputs=(TensorSpec("input_ids", "int64", ("batch", "sequence")),),
-        outputs=outputs,
+        outputs=tuple(states),
         native=native,
         construct=construct,
-        adapt=adapt,
+        adapt=partial(TextEncoder, hidden_states=hidden_states),
         make_inputs={"input_ids": prompt_ids(config)},
         renames=rename_text,
     )

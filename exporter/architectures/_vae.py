@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from exporter.architectures._parts import expect_class
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 
@@ -51,6 +52,16 @@ def rename_vae(name: str) -> str | None:
 def vae_factor(config: dict[str, Any]) -> int:
     """Pixels per latent cell: each block but the last halves the picture."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def vae_components(checkpoint: Checkpoint, native: Size) -> list[Component]:
+    """`vae_decoder` and `vae_encoder` of the folder `vae`.
+
+    Raises:
+        CheckpointError: There is none, or it is of another class.
+    """
+    expect_class(checkpoint, "vae", ("AutoencoderKL",))
+    return [vae_decoder(checkpoint, "vae", native), vae_encoder(checkpoint, "vae", native)]
 
 
 def vae_decoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:

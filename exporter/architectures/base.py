@@ -61,11 +61,17 @@ class Size:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: name, numpy dtype name, dims as sizes or symbols of `Size`."""
+    """An input or output: name, numpy dtype name, dims as sizes or symbols of `Size`.
+
+    Attributes:
+        exact: A number to be taken as it is, whatever the arithmetic of the graph: rounding it would
+            ask another question (pixels, of which a sine is taken), not answer it less precisely.
+    """
 
     name: str
     dtype: str
     dims: tuple[Dim, ...]
+    exact: bool = False
 
     def shape(self, size: Size) -> tuple[int, ...]:
         return tuple(size.resolve(dim) for dim in self.dims)
@@ -89,6 +95,7 @@ class Component:
         used: Prefixes of weight names (without `inner.`) that this component uses; empty = all.
         make_inputs: `(spec, size, generator) -> tensor` for inputs that are not plain noise.
         renames: Maps a stored weight name (old checkpoints) to the module's name, or None to drop it.
+        rows: Rows of a call to one picture: two where guidance runs both prompts at once.
     """
 
     name: str
@@ -105,6 +112,7 @@ class Component:
         default_factory=dict
     )
     renames: Callable[[str], str | None] = field(default=lambda name: name)
+    rows: int = 1
 
     @property
     def config(self) -> dict[str, Any]:

@@ -30,6 +30,14 @@ from exporter.errors import DestinationError
             "-o reference.png --seed 7 --steps 25",
         ),
         (
+            "Start from a picture",
+            'exporter run shapes-onnx "a small green circle" -o again.png --image star.png --strength 0.6',
+        ),
+        (
+            "Repaint the part of it that is white in a mask",
+            'exporter run shapes-onnx "a small green circle" -o part.png --image star.png --mask mask.png',
+        ),
+        (
             "Let the runtime choose its arithmetic, as most clients do",
             'exporter run shapes-ov "a small green circle" -o circle.png --precision-hint default',
         ),
@@ -49,6 +57,18 @@ from exporter.errors import DestinationError
 @click.option("--height", type=click.IntRange(min=1), help="Pixels.  [default: the native height]")
 @click.option("--width", type=click.IntRange(min=1), help="Pixels.  [default: the native width]")
 @click.option("--negative-prompt", metavar="TEXT", help="What the picture should not show.")
+@click.option(
+    "--image", type=click.Path(path_type=Path), metavar="FILE",
+    help="Start from this picture; its size is kept unless --height and --width say otherwise.",
+)  # fmt: skip
+@click.option(
+    "--strength", type=Finite(),
+    help="How much of the picture is taken away first, above 0 to 1.  [default: the pipeline's]",
+)  # fmt: skip
+@click.option(
+    "--mask", type=click.Path(path_type=Path), metavar="FILE",
+    help="Repaint the picture where this one is white.",
+)  # fmt: skip
 @click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
 @click.option(
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
@@ -71,6 +91,9 @@ def command(
     height: int | None,
     width: int | None,
     negative_prompt: str | None,
+    image: Path | None,
+    strength: float | None,
+    mask: Path | None,
     device: str | None,
     precision_hint: str | None,
     trust: bool,
@@ -89,12 +112,13 @@ def command(
         (output.note if state.verdict == "PASS" else output.warn)(state.sentence)
     from exporter import pipeline
 
+    start, hole = (pipeline.open_picture(path) if path is not None else None for path in (image, mask))
     started = time.monotonic()
     with blame_changes(state), output.progress() as progress:
         progress.start(f"loading {source}")
         loaded = pipeline.load(source, device=device, precision_hint=precision_hint, trust=trust)
         progress.done()
-        (image,) = pipeline.paint(
+        (painted,) = pipeline.paint(
             loaded,
             [prompt],
             seed=seed,
@@ -103,25 +127,31 @@ def command(
             height=height,
             width=width,
             negative_prompt=negative_prompt,
+            image=start,
+            mask=hole,
+            strength=strength,
             progress=progress,
         )
-    image.save(picture)
+    painted.save(picture)
     seconds = time.monotonic() - started
     output.result(
         {
             "picture": picture,
-            "width": image.width,
-            "height": image.height,
+            "width": painted.width,
+            "height": painted.height,
             "source": source,
             "prompt": prompt,
             "seed": seed,
             "steps": steps,
             "guidance": guidance,
+            "image": image,
+            "mask": mask,
+            "strength": strength,
             "verified": state.verdict if state is not None else None,
             "seconds": round(seconds, 3),
         },
         human=lambda console: console.print(
-            f"{picture}  {image.width}×{image.height}, {seconds_text(seconds)}", soft_wrap=True
+            f"{picture}  {painted.width}×{painted.height}, {seconds_text(seconds)}", soft_wrap=True
         ),
         quiet=str(picture),
     )

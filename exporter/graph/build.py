@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from exporter import cache
@@ -242,7 +242,7 @@ def _declare(
 
     def baked(spec: TensorSpec) -> TensorSpec:
         dims = spec.dims if static is None else spec.shape(static)
-        return TensorSpec(spec.name, spec.dtype, dims)
+        return replace(spec, dims=dims)
 
     inputs, outputs = [baked(s) for s in component.inputs], [baked(s) for s in component.outputs]
     taken = {spec.name for spec in (*inputs, *outputs)}

@@ -63,10 +63,10 @@ def capture(
 def is_cast(spec: TensorSpec) -> bool:
     """Whether an input is computed in the graph's dtype.
 
-    Scalars and per-row vectors (timestep, guidance) stay float32, and so do SDXL's sizes in pixels: float16
-    holds no fraction above 1024, and models compute their sine and cosine in float32 anyway.
+    Scalars and per-row vectors (timestep, guidance) stay float32: float16 holds no fraction above
+    1024, and models compute their sine and cosine in float32 anyway. So do `exact` inputs.
     """
-    return spec.dtype.startswith("float") and len(spec.dims) > 1 and spec.name != "time_ids"
+    return spec.dtype.startswith("float") and len(spec.dims) > 1 and not spec.exact
 
 
 def trace_size(component: Component) -> Size:

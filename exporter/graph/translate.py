@@ -27,6 +27,7 @@ def translate(component: Component, program: torch.export.ExportedProgram, opset
     import torch
     from torch.onnx.errors import OnnxExporterError
 
+    promote(program.graph)
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         try:
             exported = torch.onnx.export(
@@ -36,6 +37,28 @@ def translate(component: Component, program: torch.export.ExportedProgram, opset
             raise _explain(component, program, error) from error
     assert exported is not None
     return exported.model
+
+
+def promote(graph: torch.fx.Graph) -> None:
+    """Cast what is concatenated to the dtype of the result; torch promotes by itself, ONNX does not."""
+    import torch
+
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in (
+            torch.ops.aten.cat.default,
+            torch.ops.aten.concat.default,
+        ):
+            continue
+        dtype = node.meta["val"].dtype
+        parts = []
+        for part in node.args[0]:
+            if part.meta["val"].dtype != dtype:
+                with graph.inserting_before(node):
+                    cast = graph.call_function(torch.ops.aten._to_copy.default, (part,), {"dtype": dtype})
+                cast.meta = dict(node.meta, val=part.meta["val"].to(dtype))
+                part = cast
+            parts.append(part)
+        node.args = (parts, *node.args[1:])
 
 
 def _explain(

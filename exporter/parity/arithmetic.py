@@ -210,9 +210,13 @@ class Reference:
         return {spec.name: tensor for spec, tensor in zip(self.component.outputs, outputs, strict=True)}
 
     def cast(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        """Floating inputs in the arithmetic's dtype; those of rank 0 (timesteps) are left alone."""
+        """Floating inputs in the arithmetic's dtype; those of rank 0 (timesteps) and exact ones are left
+        alone."""
+        exact = {spec.name for spec in self.component.inputs if spec.exact}
         return {
-            name: value.to(self.dtype) if value.is_floating_point() and value.dim() > 0 else value
+            name: value.to(self.dtype)
+            if value.is_floating_point() and value.dim() > 0 and name not in exact
+            else value
             for name, value in inputs.items()
         }
 

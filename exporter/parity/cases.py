@@ -50,16 +50,17 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
     """Cases of one component from the reference run.
 
     Denoising calls are sampled evenly over the trajectory, first and last step included, in every
-    group of prompts. The VAE encoder is not part of text-to-image: it gets the painted pictures.
+    group of prompts. The VAE encoder is not part of text-to-image: it gets the painted pictures too.
     """
-    if component.name == "vae_encoder":
+    calls = painted.calls.get(component.name, [])
+    if component.name == "vae_encoder" and not calls:
         return [
             Inputs(
                 f"picture{g + 1}", "captured", f"picture {g + 1}", {"sample": image.clamp(-1, 1).contiguous()}
             )
             for g, image in enumerate(painted.images)
         ]
-    calls = painted.calls.get(component.name, [])
+    is_text = component.name.startswith("text_encoder")
     if component.name == "unet":
         groups = sorted({call.order[0] for call in calls})
         chosen = []
@@ -72,12 +73,12 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
         label = call.label
         if component.name == "unet":
             label = f"{label} (t={float(call.inputs['timestep']):g})"
-        if component.name == "text_encoder":
+        if is_text:
             label = f"{label}, text {sum(c.order == call.order for c in calls[: number + 1])}"
         case = Inputs(f"captured{number + 1}", "captured", label, call.inputs)
         seen.setdefault(case.digest(), case)  # the empty prompt is encoded once per group
     cases = list(seen.values())
-    return cases[:MAX_TEXT_CASES] if component.name == "text_encoder" else cases
+    return cases[:MAX_TEXT_CASES] if is_text else cases
 
 
 def spread(count: int, samples: int) -> list[int]:

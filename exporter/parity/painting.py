@@ -8,8 +8,9 @@ the other over all prompts, so that one component at a time is open.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,12 @@ Backend = Callable[[Tensors], Tensors]
 OpenBackend = Callable[[str], AbstractContextManager[Backend]]
 """Opens the backend of a component by its name; leaving the context frees it."""
 
-FAMILIES = ("StableDiffusionPipeline",)
-"""Pipeline classes this driver knows how to run stage by stage."""
+EMBEDDINGS = (
+    "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+)  # fmt: skip
+"""What `encode_prompt` of the pipelines returns, under the names by which they take it again."""
+STRENGTH = 0.5
+"""Of runs that start from a picture; they are given 1/STRENGTH times as many steps, so that all are run."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,10 @@ class Painted:
         return picture.double().numpy()
 
 
+METHODS = {"vae_decoder": "decode", "vae_encoder": "encode"}
+"""Of components that are not their module's `forward`."""
+
+
 class _Ports:
     """The pipeline's modules without weights; calls go to whatever backend is open."""
 
@@ -97,23 +106,24 @@ class _Ports:
         self.calls: dict[str, list[Call]] = {}
         self.where = ("", (0, 0))
         self.modules: dict[str, Any] = {
-            n: component.meta_module().inner for n, component in components.items()
+            n: c.meta_module().inner for n, c in components.items() if n != "vae_encoder"
         }
-        for name, module in self.modules.items():
-            target = "decode" if name == "vae_decoder" else "forward"
-            setattr(module, target, self._route(name, getattr(type(module), target)))
+        for name, component in components.items():
+            module = self.modules["vae_decoder" if name == "vae_encoder" else name]
+            setattr(module, METHODS.get(name, "forward"), self._route(component, module))
 
-    def _route(self, name: str, original: Any) -> Callable[..., Any]:
-        component = self.components[name]
-        if name == "vae_decoder":  # a decorator hides the names of decode()'s parameters
-            signature = inspect.signature(lambda self, z, return_dict=True, generator=None: None)
+    def _route(self, component: Component, module: Any) -> Callable[..., Any]:
+        name = component.name
+        if name in METHODS:  # a decorator hides the names of their parameters
+            signature = inspect.signature(lambda self, x, return_dict=True, generator=None: None)
         else:
-            signature = inspect.signature(original)
-        renamed = {"z": "latent_sample"} if name == "vae_decoder" else {}
+            signature = inspect.signature(type(module).forward)
+        renamed = {"x": component.inputs[0].name} if name in METHODS else {}
         harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
 
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(None, *args, **kwargs).arguments
+            bound |= bound.pop("added_cond_kwargs", None) or {}
             given = {renamed.get(key, key): value for key, value in bound.items() if value is not None}
             inputs = {}
             for spec in component.inputs:
@@ -128,7 +138,7 @@ class _Ports:
                 )
             self.calls.setdefault(name, []).append(Call(inputs, *self.where))
             outputs = self.open[name](inputs)
-            return _Outputs([outputs[spec.name].float() for spec in component.outputs])
+            return _Outputs({spec.name: outputs[spec.name].float() for spec in component.outputs})
 
         return call
 
@@ -136,18 +146,45 @@ class _Ports:
 class _Outputs(tuple):
     """A tuple that also has the attribute names pipelines use."""
 
+    named: Tensors
+
+    def __new__(cls, named: Tensors) -> _Outputs:
+        self = super().__new__(cls, [v for n, v in named.items() if not n.startswith("hidden_states.")])
+        self.named = named
+        return self
+
     @property
     def last_hidden_state(self) -> torch.Tensor:
-        return self[0]
+        return self.named["last_hidden_state"]
+
+    @property
+    def hidden_states(self) -> list[torch.Tensor]:
+        return [value for name, value in self.named.items() if name.startswith("hidden_states.")]
 
     @property
     def sample(self) -> torch.Tensor:
         return self[0]
 
+    @property
+    def latent_dist(self) -> Any:
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        return DiagonalGaussianDistribution(self.named["latent_parameters"])
+
 
 def supported(checkpoint: Checkpoint) -> bool:
-    """Whether `paint` knows the pipeline class."""
-    return checkpoint.pipeline_class in FAMILIES
+    """Whether `paint` knows the pipeline class: the UNet families of `exporter.architectures`."""
+    from exporter.architectures import FAMILIES
+
+    return checkpoint.pipeline_class in FAMILIES and "unet" in checkpoint.component_classes
+
+
+def used(checkpoint: Checkpoint, names: Iterable[str]) -> list[str]:
+    """Those components that a run of the pipeline calls: only one that starts from a picture encodes."""
+    import diffusers
+
+    takes = inspect.signature(getattr(diffusers, checkpoint.pipeline_class).__call__).parameters
+    return [name for name in names if name != "vae_encoder" or "image" in takes]
 
 
 def paint(
@@ -160,42 +197,61 @@ def paint(
     """Run the pipeline once.
 
     Args:
-        components: `text_encoder`, `unet` and `vae_decoder` of the checkpoint.
+        components: All of the checkpoint; those the pipeline does not call are not opened.
         tick: Called with a label after every text encoding, step and decoding.
 
     Raises:
         UnsupportedError: The pipeline passes something the components have no name for.
     """
-    ports = _Ports({c.name: c for c in components if c.name != "vae_encoder"})
+    names = used(checkpoint, [c.name for c in components])
+    ports = _Ports({c.name: c for c in components if c.name in names})
     pipeline = _pipeline(checkpoint, ports.modules)
     groups = plan.groups()
     painted = Painted(calls=ports.calls)
     embeddings = []
+    guided = plan.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None
     with torch.no_grad():
-        with open_backend("text_encoder") as backend:
-            ports.open["text_encoder"] = backend
+        with ExitStack() as stack:
+            for name in names:
+                if name.startswith("text_encoder"):
+                    ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 ports.where = (f"prompt {g + 1}", (g, 0))
                 prompts = [plan.prompts[i] for i in group]
-                embeddings.append(pipeline.encode_prompt(prompts, torch.device("cpu"), 1, True))
+                encoded = pipeline.encode_prompt(
+                    prompt=prompts, device=torch.device("cpu"), num_images_per_prompt=1,
+                    do_classifier_free_guidance=guided,
+                )  # fmt: skip
+                embeddings.append(dict(zip(EMBEDDINGS, encoded, strict=False)))
                 tick("text")
-        with open_backend("unet") as backend:
-            ports.open["unet"] = backend
+        with ExitStack() as stack:
+            for name in names:
+                if name in ("unet", "vae_encoder"):
+                    ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 _denoise(pipeline, ports, plan, painted, g, group, embeddings[g], tick)
         with open_backend("vae_decoder") as backend:
             ports.open["vae_decoder"] = backend
-            scale = pipeline.vae.config.scaling_factor
             for g, states in enumerate(painted.latents):
                 ports.where = (f"prompt {g + 1}", (g, 0))
-                painted.images.append(pipeline.vae.decode(states[-1] / scale, return_dict=False)[0])
+                latents = _scaled(states[-1], pipeline.vae.config)
+                painted.images.append(pipeline.vae.decode(latents, return_dict=False)[0])
                 tick("decode")
     return painted
 
 
+def _scaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
+    """Latents as the VAE takes them; some fine-tunes of SDXL have a mean and deviation by channel."""
+    mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or deviation is None:
+        return latents / config.scaling_factor
+    mean, deviation = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, deviation))
+    return latents * deviation / config.scaling_factor + mean
+
+
 def _denoise(
     pipeline: Any, ports: _Ports, plan: Plan, painted: Painted, g: int, group: list[int],
-    embeddings: tuple[torch.Tensor, torch.Tensor], tick: Callable[[str], None],
+    embeddings: Mapping[str, torch.Tensor | None], tick: Callable[[str], None],
 ) -> None:  # fmt: skip
     states: list[torch.Tensor] = []
     times: list[float] = []
@@ -208,13 +264,17 @@ def _denoise(
         tick(f"prompt {g + 1}, step {step + 1}")
         return {}
 
+    known = inspect.signature(pipeline.__call__).parameters
+    given: dict[str, Any] = {"height": plan.height, "width": plan.width, "num_inference_steps": plan.steps}
+    if "mask_image" in known:
+        given |= {"image": _picture(plan, len(group)), "mask_image": _mask(plan), "strength": 1.0}
+    elif "image" in known:
+        given |= {"image": _picture(plan, len(group)), "strength": STRENGTH}
+        given["num_inference_steps"] = math.ceil(plan.steps / STRENGTH)
+    given = {n: v for n, v in (given | dict(embeddings)).items() if n in known and v is not None}
     pipeline(
-        prompt_embeds=embeddings[0],
-        negative_prompt_embeds=embeddings[1],
-        num_inference_steps=plan.steps,
+        **given,
         guidance_scale=plan.guidance,
-        height=plan.height,
-        width=plan.width,
         generator=[
             torch.Generator().manual_seed(plan.seed + position) for position in _seeds(plan, g, group)
         ],
@@ -223,6 +283,21 @@ def _denoise(
     )
     painted.latents.append(states)
     painted.timesteps.append(times)
+
+
+def _picture(plan: Plan, count: int) -> torch.Tensor:
+    """Something to start from: smooth waves of three colours, `[count, 3, height, width]` in [0, 1]."""
+    down = torch.linspace(0, 6.0, plan.height).view(-1, 1)
+    across = torch.linspace(0, 4.0, plan.width).view(1, -1)
+    waves = [torch.sin(down + phase) * torch.cos(across * (1 + phase)) for phase in (0.0, 1.0, 2.0)]
+    return (torch.stack(waves) / 2 + 0.5).expand(count, -1, -1, -1).contiguous()
+
+
+def _mask(plan: Plan) -> torch.Tensor:
+    """The left half is repainted: `[1, 1, height, width]`."""
+    mask = torch.zeros(1, 1, plan.height, plan.width)
+    mask[..., : plan.width // 2] = 1
+    return mask
 
 
 def _seeds(plan: Plan, g: int, group: list[int]) -> list[int]:
@@ -250,6 +325,13 @@ def _pipeline(checkpoint: Checkpoint, modules: Mapping[str, torch.nn.Module]) ->
         parts[name] = part.from_pretrained(checkpoint.root / name)
     parts["vae"] = modules["vae_decoder"]
     parts |= {name: module for name, module in modules.items() if name != "vae_decoder"}
-    pipeline = kind(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    known = inspect.signature(base.__init__).parameters
+    settings: dict[str, Any] = {
+        n: v for n, v in checkpoint.index.items() if n in known and not isinstance(v, list | tuple | dict)
+    }
+    settings |= {"requires_safety_checker": False, "add_watermarker": False}
+    absent = {name: None for name, p in known.items() if name not in parts and p.default is not p.empty}
+    absent |= dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    pipeline = kind(**{n: v for n, v in {**absent, **settings, **parts}.items() if n in known})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

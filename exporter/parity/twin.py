@@ -50,7 +50,8 @@ def twin_backend(
                 unit,
                 generator,
             )
-            yield lambda inputs: reference(one_rounding_away(inputs, arithmetic, generator))
+            exact = {spec.name for spec in component.inputs if spec.exact}
+            yield lambda inputs: reference(one_rounding_away(inputs, arithmetic, generator, exact))
 
     return open_backend
 
@@ -72,12 +73,18 @@ def round_again(
         weight.data = (weight.data.double() * (1 + unit * drawn)).to(weight.dtype)
 
 
-def one_rounding_away(inputs: Tensors, arithmetic: str, generator: torch.Generator) -> Tensors:
-    """Every floating element moved to a neighbour of that precision, up or down at random."""
+def one_rounding_away(
+    inputs: Tensors, arithmetic: str, generator: torch.Generator, exact: Collection[str] = ()
+) -> Tensors:
+    """Every floating element moved to a neighbour of that precision, up or down at random.
+
+    Args:
+        exact: Inputs that no precision rounds, and that are not moved.
+    """
     unit = UNIT_ROUNDOFF[arithmetic]
     moved = {}
     for name, value in inputs.items():
-        if value.is_floating_point() and value.dim() > 0:
+        if value.is_floating_point() and value.dim() > 0 and name not in exact:
             sign = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
             value = (value.double() * (1 + sign * 2 * unit)).to(value.dtype)
         moved[name] = value

@@ -296,6 +296,7 @@ class _Job:
         openers: dict[str, dict[str, Opened]],
         default_runs: list[Run],
     ) -> PipelineReport:
+        from exporter.parity.painting import used
         from exporter.parity.whole import compare_pipelines
 
         report = PipelineReport(
@@ -303,7 +304,7 @@ class _Job:
             scheduler=str(self.checkpoint.component_classes.get("scheduler", ("", "none"))[1]),
             steps=self.plan.steps,
             guidance=self.plan.guidance,
-            exported=[name for name in openers if name != "vae_encoder"],
+            exported=used(self.checkpoint, openers),
             not_checked=no_paint,
         )
         if painted is None:
@@ -313,7 +314,7 @@ class _Job:
             modes.append("default")
         gates = {"graph": True, "default": any(r.gates for r in default_runs)}
         for mode in modes:
-            chosen = {n: o.get(mode) or o["graph"] for n, o in openers.items() if o and n != "vae_encoder"}
+            chosen = {n: openers[n].get(mode) or openers[n]["graph"] for n in report.exported if openers[n]}
             tick = self._task(f"pipeline ({mode})", 2 * self._paint_ticks())
             run = compare_pipelines(
                 self.checkpoint,

@@ -240,6 +240,22 @@ class Target(ABC):
         """
 
 
+def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str) -> str:
+    """Code that opens an artifact in optimum's counterpart of a diffusers pipeline, and paints."""
+    given = ""
+    if "Img2Img" in pipeline_class or "Inpaint" in pipeline_class:
+        given = ', image=Image.new("RGB", (512, 512), "navy")'
+    if "Inpaint" in pipeline_class:
+        given += ', mask_image=Image.new("L", (512, 512), 255)'
+    name = f"{prefix}{pipeline_class}"
+    return (
+        f"from {package} import {name}\n"
+        + ("from PIL import Image\n" if given else "")
+        + f'\npipeline = {name}.from_pretrained("{repo}")\n'
+        + f'pipeline("{PROMPT}"{given}).images[0].save("picture.png")'
+    )
+
+
 def exporter_client(repo: str, extra: str) -> Client:
     """`exporter run`, which opens every format."""
     code = f'exporter run {repo} "{PROMPT}" -o picture.png'
@@ -249,12 +265,11 @@ def exporter_client(repo: str, extra: str) -> Client:
 def component_size(component: Component, static: tuple[int, int, int]) -> Size:
     """The size of a component's own tensors for a static picture size.
 
-    A UNet sees two rows per picture (classifier-free guidance); the text encoder one; text always
+    A UNet sees two rows per picture under classifier-free guidance; the text encoder one; text always
     has the native number of tokens.
     """
     from exporter.architectures.base import Size
 
     batch, height, width = static
-    rows = 2 * batch if component.folder in {"unet"} else batch
     native = component.native
-    return Size(rows, height, width, native.sequence, native.factor)
+    return Size(component.rows * batch, height, width, native.sequence, native.factor)

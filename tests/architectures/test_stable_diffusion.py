@@ -111,7 +111,7 @@ def test_old_attention_names_of_the_hub_are_understood(tiny: Path, tmp_path: Pat
 def test_a_config_that_does_not_fit_the_weights(tiny: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
     config = json.loads((copy / "unet/config.json").read_text())
-    config["cross_attention_dim"] = 48
+    config["in_channels"] = 5
     (copy / "unet/config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="has shape"):
         named(copy)["unet"].reference_module()

@@ -41,6 +41,8 @@ def view(emitter: Emitter, node: Node, x: Operand, *sizes: Any, **options: Any) 
     try:
         return emitter.reshape(x, before, after)
     except NotCovered:
+        if len(after) == 1:
+            return emitter.emit("Reshape", [x, emitter.ints([-1])])
         if not sizes or not isinstance(sizes[0], list | tuple):
             raise
     return emitter.emit("Reshape", [x, emitter.sizes(sizes[0])])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
 from exporter.targets.base import (
-    PROMPT,
     Client,
     Estimate,
     ExportedComponent,
@@ -17,6 +16,7 @@ from exporter.targets.base import (
     Runner,
     RunOptions,
     Target,
+    diffusers_code,
 )
 from exporter.targets.onnx.options import OnnxOptions
 
@@ -56,11 +56,7 @@ class OnnxTarget(Target):
         return write_diffusers_files(checkpoint, components, staging)
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
-        code = (
-            "from optimum.onnxruntime import ORTStableDiffusionPipeline\n\n"
-            f'pipeline = ORTStableDiffusionPipeline.from_pretrained("{repo}")\n'
-            f'pipeline("{PROMPT}").images[0].save("picture.png")'
-        )
+        code = diffusers_code("optimum.onnxruntime", "ORT", manifest.source.pipeline_class, repo)
         optimum = Client("optimum", 'pip install "optimum-onnx[onnxruntime]"', "python", code)
         return [optimum, *super().clients(repo, manifest)]
 

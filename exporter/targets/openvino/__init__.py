@@ -17,6 +17,7 @@ from exporter.targets.base import (
     Runner,
     RunOptions,
     Target,
+    diffusers_code,
 )
 from exporter.targets.openvino.options import OpenVinoOptions
 
@@ -60,11 +61,8 @@ class OpenVinoTarget(Target):
         ]
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
-        optimum = (
-            "from optimum.intel import OVStableDiffusionPipeline\n\n"
-            f'pipeline = OVStableDiffusionPipeline.from_pretrained("{repo}")\n'
-            f'pipeline("{PROMPT}").images[0].save("picture.png")'
-        )
+        kind = manifest.source.pipeline_class
+        optimum = diffusers_code("optimum.intel", "OV", kind, repo)
         genai = (
             "import openvino_genai\n"
             "from huggingface_hub import snapshot_download\n"
@@ -74,9 +72,12 @@ class OpenVinoTarget(Target):
             f'picture = pipeline.generate("{PROMPT}", num_inference_steps=25)\n'
             'Image.fromarray(picture.data[0]).save("picture.png")'
         )
+        others = [Client("OpenVINO GenAI", "pip install openvino-genai", "python", genai)]
+        if "Img2Img" in kind or "Inpaint" in kind:  # the code above starts from noise
+            others = []
         return [
             Client("optimum-intel", 'pip install "optimum-intel[openvino]"', "python", optimum),
-            Client("OpenVINO GenAI", "pip install openvino-genai", "python", genai),
+            *others,
             *super().clients(repo, manifest),
         ]
 

@@ -1,0 +1,28 @@
+"""Whether a checkpoint has the parts that a family needs."""
+
+from __future__ import annotations
+
+from exporter.checkpoints import Checkpoint
+from exporter.errors import CheckpointError
+
+
+def expect_class(checkpoint: Checkpoint, folder: str, known: tuple[str, ...]) -> str:
+    """The class of a part as `model_index.json` names it.
+
+    Raises:
+        CheckpointError: There is no such part, or it is of a class the family does not know.
+    """
+    found = checkpoint.component_classes.get(folder)
+    wanted = " or ".join(known)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.source} is a {checkpoint.pipeline_class} without a {folder}: model_index.json has "
+            f"none, the family needs one ({wanted}).",
+            hint="Add the part to the folder and to model_index.json, or convert another copy of the model.",
+        )
+    if found[1] not in known:
+        raise CheckpointError(
+            f"{checkpoint.source}: {folder} is a {found[1]}; a {checkpoint.pipeline_class} is converted with "
+            f"{wanted} only."
+        )
+    return found[1]

@@ -1,0 +1,138 @@
+"""Modules that look like diffusers' own and compute in another runtime, through a `Runner`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from exporter.errors import ArtifactError, InputError, UsageError
+from exporter.targets import Runner
+
+
+class ExportedModule(nn.Module):
+    """A component that computes in another runtime. Looks like the diffusers module it stands for."""
+
+    def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        from diffusers.configuration_utils import FrozenDict
+
+        self.runner = runner
+        self.config = FrozenDict(dict(config))
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+
+    def call(self, runner: Runner, **inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Run with inputs cast to the declared dtypes; outputs as float32, in declared order.
+
+        A runner with a baked-in batch gets its rows in portions of that size, the last one padded.
+        """
+        arrays = {}
+        for spec in runner.inputs:
+            array = inputs[spec.name].detach().cpu().numpy()
+            if spec.dtype.startswith("int") and not np.array_equal(array, np.trunc(array)):
+                raise InputError(
+                    f"The artifact takes {spec.name!r} as {spec.dtype}, "
+                    f"the scheduler gives fractions ({array})."
+                )
+            array = array.astype(spec.dtype, copy=False)
+            arrays[spec.name] = array.reshape(-1)[:1] if spec.dims == [1] and array.ndim == 0 else array
+        outputs = self._in_portions(runner, arrays)
+        return [torch.from_numpy(np.asarray(outputs[spec.name])).float() for spec in runner.outputs]
+
+    def _in_portions(self, runner: Runner, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        batched = [s.name for s in runner.inputs if len(s.dims) > 1]
+        baked = {int(s.dims[0]) for s in runner.inputs if s.name in batched and isinstance(s.dims[0], int)}
+        rows = arrays[batched[0]].shape[0]
+        if len(baked) != 1 or rows == (size := baked.pop()):
+            return runner.run(arrays)
+        collected: dict[str, list[np.ndarray]] = {}
+        for start in range(0, rows, size):
+            picked = [min(start + offset, rows - 1) for offset in range(size)]
+            portion = {n: a[picked] if n in batched else a for n, a in arrays.items()}
+            for name, value in runner.run(portion).items():
+                collected.setdefault(name, []).append(value[: rows - start])
+        return {name: np.concatenate(values) for name, values in collected.items()}
+
+
+class ExportedTextEncoder(ExportedModule):
+    """Stands for a `CLIPTextModel` or a `CLIPTextModelWithProjection`."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from transformers.models.clip.modeling_clip import CLIPTextModelOutput
+
+        values = self.call(self.runner, input_ids=input_ids)
+        given = dict(zip((spec.name for spec in self.runner.outputs), values, strict=True))
+        states = tuple(v for n, v in given.items() if n.startswith("hidden_states."))
+        if options.get("output_hidden_states") and not states:
+            raise UsageError("clip_skip needs the hidden states, which this artifact does not give.")
+        kind: Any = CLIPTextModelOutput if "text_embeds" in given else BaseModelOutputWithPooling
+        named = {n: v for n, v in given.items() if not n.startswith("hidden_states.")}
+        return kind(**named, hidden_states=states or None)
+
+
+class ExportedUNet(ExportedModule):
+    """Stands for a `UNet2DConditionModel`."""
+
+    def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
+        super().__init__(runner, config)
+        self.names = {spec.name for spec in runner.inputs}
+        features = self.config.get("projection_class_embeddings_input_dim")
+        if features is not None:  # SDXL's pipelines look here for the number of time_ids
+            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=int(features)))
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor | None = None,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+        values = {
+            "sample": sample,
+            "timestep": torch.as_tensor(timestep),
+            "encoder_hidden_states": encoder_hidden_states,
+            "timestep_cond": timestep_cond,
+            **(added_cond_kwargs or {}),
+            **others,
+        }
+        given = {name: value for name, value in values.items() if value is not None}
+        unknown = sorted(set(given) - self.names)
+        if unknown:
+            raise UsageError(f"The pipeline passes {unknown[0]!r}, which this artifact's unet does not take.")
+        (out,) = self.call(self.runner, **given)
+        return UNet2DConditionOutput(sample=out) if return_dict else (out,)
+
+
+class ExportedVae(ExportedModule):
+    """Stands for an `AutoencoderKL`; decoder and encoder are two exported components."""
+
+    def __init__(self, decoder: Runner, encoder: Runner | None, config: Mapping[str, Any]) -> None:
+        super().__init__(decoder, config)
+        self.encoder_runner = encoder
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        from diffusers.models.autoencoders.vae import DecoderOutput
+
+        (picture,) = self.call(self.runner, latent_sample=z)
+        return DecoderOutput(sample=picture) if return_dict else (picture,)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        from diffusers.models.modeling_outputs import AutoencoderKLOutput
+
+        if self.encoder_runner is None:
+            raise ArtifactError("This artifact has no vae_encoder, so it cannot start from a picture.")
+        (moments,) = self.call(self.encoder_runner, sample=x)
+        posterior = DiagonalGaussianDistribution(moments)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)

@@ -1,0 +1,168 @@
+"""Tiny random checkpoints of every family, in diffusers layout: random weights, real configs in small."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny import make_tokenizer
+
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "norm_num_groups": 8,
+    "attention_head_dim": 4,
+}
+XL_UNET = UNET | {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4),
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+}
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def make(family: str, folder: Path, *, seed: int = 0) -> Path:
+    """Write the tiny checkpoint of a family of `FAMILIES` into `folder`; native size 64×64 pixels."""
+    torch.manual_seed(seed)
+    building = folder.with_name(f"{folder.name}-tokenizer")
+    pipeline = FAMILIES[family](make_tokenizer(building))
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    shutil.rmtree(building)
+    return folder
+
+
+def text(
+    tokenizer: Any, *, hidden: int = 32, layers: int = 2, act: str = "quick_gelu", projected: bool = False
+) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        hidden_act=act,
+        projection_dim=24,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def vae(**more: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=64,
+        block_out_channels=(16, 16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        **more,
+    )
+
+
+def unet(**config: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**config)
+
+
+def _sd(class_name: str, tokenizer: Any, scheduler: Any, text_encoder: Any, **config: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, class_name)(
+        vae=vae(), text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+        unet=unet(**(UNET | {"cross_attention_dim": 32} | config)),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sd2(tokenizer: Any) -> Any:
+    """Stable Diffusion 2.x: OpenCLIP's activation, heads by level, linear projections, v-prediction."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        **BETAS, prediction_type="v_prediction", steps_offset=1, set_alpha_to_one=False, clip_sample=False
+    )
+    encoder = text(tokenizer, layers=3, act="gelu")
+    config = {"attention_head_dim": [2, 4], "use_linear_projection": True}
+    return _sd("StableDiffusionPipeline", tokenizer, scheduler, encoder, **config)
+
+
+def inpaint(tokenizer: Any) -> Any:
+    """Stable Diffusion inpainting: latents, mask and masked picture side by side, nine channels."""
+    from diffusers import PNDMScheduler
+
+    scheduler = PNDMScheduler(**BETAS, steps_offset=1, skip_prk_steps=True)
+    return _sd("StableDiffusionInpaintPipeline", tokenizer, scheduler, text(tokenizer), in_channels=9)
+
+
+def lcm(tokenizer: Any) -> Any:
+    """A latent consistency model: the guidance scale enters as an embedding."""
+    from diffusers import LCMScheduler
+
+    scheduler = LCMScheduler(**BETAS, original_inference_steps=50)
+    return _sd("LatentConsistencyModelPipeline", tokenizer, scheduler, text(tokenizer), time_cond_proj_dim=16)
+
+
+def turbo(tokenizer: Any) -> Any:
+    """As SD-Turbo: Euler ancestral over trailing timesteps."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    scheduler = EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
+    return _sd("StableDiffusionPipeline", tokenizer, scheduler, text(tokenizer, act="gelu"))
+
+
+def _euler() -> Any:
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading")
+
+
+def sdxl(tokenizer: Any) -> Any:
+    """Stable Diffusion XL base: two text encoders of different width, six numbers."""
+    from diffusers import StableDiffusionXLPipeline
+
+    config = XL_UNET | {"cross_attention_dim": 48, "projection_class_embeddings_input_dim": 24 + 6 * 8}
+    return StableDiffusionXLPipeline(
+        vae=vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=text(tokenizer, hidden=16),
+        text_encoder_2=text(tokenizer, hidden=32, layers=3, act="gelu", projected=True),
+        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet(**config), scheduler=_euler(),
+    )  # fmt: skip
+
+
+def sdxl_refiner(tokenizer: Any) -> Any:
+    """The XL refiner: the second text encoder only, five numbers (an aesthetic score)."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    config = XL_UNET | {"cross_attention_dim": 32, "projection_class_embeddings_input_dim": 24 + 5 * 8}
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=None, tokenizer=None,
+        text_encoder_2=text(tokenizer, hidden=32, layers=3, act="gelu", projected=True),
+        tokenizer_2=tokenizer, unet=unet(**config), scheduler=_euler(),
+        requires_aesthetics_score=True,
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Callable[[Any], Any]] = {
+    each.__name__: each for each in (sd2, inpaint, lcm, turbo, sdxl, sdxl_refiner)
+}

@@ -1,0 +1,46 @@
+"""Every family × ONNX and OpenVINO: converts, verifies at sizes never traced, and paints. Slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exporter.conversion import convert, make_plan
+from exporter.pipeline import load, paint
+from tests.families import FAMILIES, make
+
+pytestmark = pytest.mark.full
+TASK = {"inpaint": ("image", "mask"), "sdxl_refiner": ("image",)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_path: Path) -> None:
+    source = make(family, tmp_path / family)
+    plan = make_plan(str(source), target, tmp_path / "artifact", {"dtype": dtype})
+    done = convert(plan, verify_settings={"steps": 3, "samples": 2})
+    assert done.verdict == "PASS", done.summary
+    start = Image.new("RGB", (64, 64), (200, 60, 30))
+    start.paste((20, 90, 220), (0, 0, 32, 64))
+    given: dict[str, Any] = dict.fromkeys(TASK.get(family, ()), start)
+    settings = {"steps": 4, "guidance": 5.0, **given}
+    pictures = [paint(load(path, precision_hint=hint), ["a red star"], **settings)[0]
+                for path, hint in ((done.artifact.root, "f32"), (source, None))]  # fmt: skip
+    mine, theirs = (np.asarray(picture).astype(int) for picture in pictures)
+    assert mine.shape == theirs.shape
+    assert np.abs(mine - theirs).max() <= (2 if dtype == "float32" else 24)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("family", ["sdxl", "lcm"])
+def test_static(family: str, target: str, tmp_path: Path) -> None:
+    source = make(family, tmp_path / family)
+    plan = make_plan(str(source), target, tmp_path / "artifact", {"static": "1x64x64"})
+    done = convert(plan, verify_settings={"steps": 2, "samples": 1})
+    assert done.verdict == "PASS", done.summary
+    assert paint(load(done.artifact.root), ["a"], steps=2)[0].size == (64, 64)
