@@ -235,7 +235,9 @@ def find_hardware() -> Hardware:
             "(`--precision-hint f32`); `exporter verify` judges both."
         )
     if platform.system() != "Darwin":
-        notes.append("Core ML models can be written here but only run on a Mac.")
+        notes.append(
+            "Core ML packages are written here and run by a reference interpreter; Core ML itself needs a Mac."
+        )
     return Hardware(
         system=f"{platform.system()} {platform.release()}",
         cpu=cpu_model(),
