@@ -236,7 +236,7 @@ def find_hardware() -> Hardware:
         )
     if platform.system() != "Darwin":
         notes.append(
-            "Core ML packages are written here and run by a reference interpreter; Core ML itself needs a Mac."
+            "Core ML packages are written here and run in a reference interpreter; Core ML needs a Mac."
         )
     return Hardware(
         system=f"{platform.system()} {platform.release()}",
