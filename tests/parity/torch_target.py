@@ -44,6 +44,8 @@ class TorchRunner(Runner):
         self.dtype = getattr(torch, self.precision)
         self.module = component.reference_module(self.dtype)
         if fault is not None:
+            for parameter in self.module.parameters():  # or it is planted in the mapping all modules share
+                parameter.data = parameter.data.clone()
             fault(self.module)
         self.after = after
         self.inputs, self.outputs = tuple(record.inputs), tuple(record.outputs)

@@ -16,7 +16,8 @@ from exporter.targets.layout import write_diffusers_files
 @pytest.fixture
 def source(tiny: Path, tmp_path: Path) -> Path:
     """The tiny checkpoint as a library leaves it: local paths in configs, a safety checker, links."""
-    folder = tmp_path / "source"
+    repository = tmp_path / "models--somebody--tiny"  # the Hub's cache keeps files as links to blobs
+    folder = repository / "snapshots" / ("0" * 40)
     shutil.copytree(tiny, folder)
     index = json.loads((folder / "model_index.json").read_text())
     index |= {
@@ -32,7 +33,8 @@ def source(tiny: Path, tmp_path: Path) -> Path:
         key = "_name_or_path" if "unet" in name else "name_or_path"
         (folder / name).write_text(json.dumps(config | {key: "/home/somebody/model"}))
     vocabulary = folder / "tokenizer" / "vocab.json"
-    blob = tmp_path / "blob"
+    blob = repository / "blobs" / "vocabulary"
+    blob.parent.mkdir()
     vocabulary.rename(blob)
     vocabulary.symlink_to(blob)
     return folder
