@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporter import conversion
+from exporter import conversion, planning
 from exporter.artifact import Artifact
 from exporter.errors import ResourceError, UnsupportedError, UsageError
 from exporter.progress import NullProgress
@@ -35,8 +35,17 @@ def command(source: Path, out: Path, *more: str) -> list[str]:
 
 def start(source: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command(source, out, *more), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(source, out, *more),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,
     )
+
+
+def heed_ctrl_c() -> None:
+    """A run in the background of a script ignores the signal, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes], seconds: float = 180) -> Path:
@@ -153,7 +162,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
 def test_memory_that_is_too_small_is_said_before_the_work(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(planning, "free_memory", lambda: 1_000_000)
     plan = conversion.make_plan(str(tiny), "onnx", tmp_path / "out", {})
     with pytest.raises(ResourceError, match="Not enough memory"):
         conversion.convert(plan)

@@ -221,11 +221,21 @@ def test_doctor_without_a_core_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install exporter" in ran.stdout and "diffusers" in ran.stdout
 
 
+def heed_ctrl_c() -> None:
+    """A run in the background of a script ignores the signal, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_leaves_nothing_at_the_destination(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "exporter", "convert", str(tiny), "--to", "openvino", "-o", str(output)]
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=heed_ctrl_c,
     )
     assert child.stderr is not None
     first = child.stderr.readline()
