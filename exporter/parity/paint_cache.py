@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component
     from exporter.checkpoints import Checkpoint
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 def cached_paint(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from exporter.parity.arithmetic import UNIT_ROUNDOFF, Reference, Tensors
+from exporter.parity.budget import layouts_of
 from exporter.parity.cases import Inputs, convert_inputs
 from exporter.parity.painting import Backend, OpenBackend
 
@@ -33,6 +34,9 @@ def twin_backend(
 ) -> OpenBackend:
     """PyTorch at the artifact's precision, every call's inputs moved by one rounding error.
 
+    It computes in the layout that is not the reference's, where there are two: with the same kernels it
+    would repeat the reference's own roundings layer by layer, which no other runtime does.
+
     Args:
         precisions: (weights, arithmetic) by component; float32 for those not named.
     """
@@ -41,8 +45,9 @@ def twin_backend(
     def open_backend(name: str) -> Iterator[Backend]:
         weights, arithmetic = precisions.get(name, ("float32", "float32"))
         generator = torch.Generator().manual_seed(seed)
-        with Reference(components[name], weights=weights, arithmetic=arithmetic) as reference:
-            component = components[name]
+        component = components[name]
+        layout = layouts_of(component)[-1]
+        with Reference(component, weights=weights, arithmetic=arithmetic, layout=layout) as reference:
             unit = max(UNIT_ROUNDOFF[weights], UNIT_ROUNDOFF[arithmetic])
             round_again(
                 reference.module.get_submodule("inner"),
