@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     cls=Command,
     examples=(
         ("Every target whose backend is installed; prints where the page is", "exporter demo"),
-        ("One target, into another folder", "exporter demo --to onnx -o /tmp/demo"),
+        ("One target, into another folder", "exporter demo --to onnx -o my-demo"),
     ),
 )
 @click.option(
