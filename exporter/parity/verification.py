@@ -1,4 +1,7 @@
-"""`verify`: judge an artifact on disk against its PyTorch reference, and write the report."""
+"""`verify`: judge an artifact on disk against its PyTorch reference, and write the report.
+
+Over 400 lines: the steps of one job in their order. What measures, judges and draws lies in other modules.
+"""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifact import ComponentRecord, TensorRecord
-from exporter.errors import ArtifactError, BackendMissing, CheckpointError, UsageError
+from exporter.errors import ArtifactError, CheckpointError, UsageError
 from exporter.targets.base import Runner, RunOptions
+from exporter.targets.torch_module import torch_device
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class SafetensorsRunner(Runner):
         if options.threads is not None and options.threads < 1:
             raise UsageError(f"A model cannot run on {options.threads} threads.")
         self._threads = options.threads
-        self._device = _device(options.device)
+        self._device = torch_device(options.device)
         self.precision = ARITHMETIC[options.precision_hint]
         self._dtype: torch.dtype = getattr(torch, self.precision)
         try:
@@ -230,22 +231,6 @@ def _array(value: torch.Tensor) -> np.ndarray:
     value = value.detach().cpu()
     array: np.ndarray = (value.float() if value.is_floating_point() else value).numpy()
     return array
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device((name or "cpu").lower())
-    except RuntimeError as error:
-        raise UsageError(f"PyTorch knows no device {name!r}.", hint="Try cpu or cuda.") from error
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise BackendMissing(
-            f"PyTorch finds no device {name!r} here.", hint="`exporter doctor` lists what there is."
-        ) from error
-    return device
 
 
 @contextmanager
