@@ -56,6 +56,10 @@ def export(
     Raises:
         UnsupportedError: OpenVINO has no counterpart of an operator; the message names it.
     """
+    import openvino
+
+    from exporter.targets.openvino.held_back import hold_back, put_back
+
     folder = staging / component.name
     scratch = folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
@@ -64,11 +68,15 @@ def export(
         source, modules = write_graph(component, options, scratch, progress)
         progress.start(f"{component.name}: converting to OpenVINO")
         model = convert(source, component)
+        held = hold_back(model)
+        simplify(model)
+        tensors = put_back(model, held, options.dtype, scratch)
         finish_model(model, component, options, modules)
         progress.done()
         progress.start(f"{component.name}: writing {XML}")
-        entry = save(model, folder / XML, scratch, options)
-        del model
+        entry = folder / XML
+        openvino.save_model(model, entry, compress_to_fp16=False)
+        del model, held, tensors
         gc.collect()
         progress.done()
     finally:
@@ -127,21 +135,29 @@ def copied(node: ir.Node | None) -> str | None:
 
 
 def convert(source: Path, component: Component) -> openvino.Model:
-    """Read the ONNX file into an OpenVINO model; weights stay mapped from its data file.
+    """Read the ONNX file into an OpenVINO model as it stands; weights stay mapped from its data file.
 
     Raises:
         UnsupportedError: An operator has no counterpart; the message names it.
     """
-    import openvino
+    from openvino.frontend import FrontEndManager
 
     from exporter.targets.openvino.model import plain
 
     try:
-        return openvino.convert_model(source)
+        reader = FrontEndManager().load_by_framework("onnx")
+        return reader.convert(reader.load(str(source)))
     except Exception as error:  # frontends raise several unrelated types
         raise UnsupportedError(
             f"OpenVINO cannot represent the {component.name} ({component.class_name}): {plain(error)}"
         ) from error
+
+
+def simplify(model: openvino.Model) -> None:
+    """OpenVINO's common transformations, as `openvino.convert_model` applies them after reading."""
+    from openvino._offline_transformations import apply_moc_transformations
+
+    apply_moc_transformations(model, cf=False, smart_reshape=False)
 
 
 def finish_model(
@@ -165,37 +181,6 @@ def finish_model(
     known = surgery.tensor_names(model)
     present = {path: next((n for n in names if n in known), None) for path, names in modules.items()}
     surgery.write_modules(model, {path: name for path, name in present.items() if name is not None})
-
-
-def save(model: openvino.Model, path: Path, scratch: Path, options: OpenVinoOptions) -> Path:
-    """Write `.xml` and `.bin`.
-
-    For float16, OpenVINO's own compression stores every constant as float16 with a conversion behind
-    it, the table of timestep frequencies included: multiplied by a timestep of 900, its rounding
-    alone moves the phase by up to 0.4. So vectors (biases, norms, tables; under 0.1 % of a full-size
-    model) are put back as float32, and so is the table of sinusoids; the file is read back for that,
-    because compressing in memory would hold all weights at once.
-    """
-    import openvino
-
-    if options.dtype == "bfloat16":
-        from exporter.targets.openvino.bfloat16 import store_as_bfloat16
-
-        held = store_as_bfloat16(model, scratch)
-        openvino.save_model(model, path, compress_to_fp16=False)
-        del held
-        return path
-    if options.dtype == "float32":
-        openvino.save_model(model, path, compress_to_fp16=False)
-        return path
-    from exporter.targets.openvino.model import restore_vectors, vectors
-
-    rounded = scratch / path.name
-    openvino.save_model(model, rounded, compress_to_fp16=True)
-    half = openvino.Core().read_model(rounded)
-    restore_vectors(half, vectors(model))
-    openvino.save_model(half, path, compress_to_fp16=False)
-    return path
 
 
 def describe_files(entry: Path, component: Component, options: OpenVinoOptions) -> ExportedComponent:

@@ -96,27 +96,6 @@ def is_vector(shape: Sequence[int]) -> bool:
     return sum(size != 1 for size in shape) <= 1
 
 
-def restore_vectors(model: openvino.Model, originals: Mapping[str, np.ndarray]) -> None:
-    """Replace each float16 constant that stands for one of `originals`, and the conversion behind it."""
-    import numpy as np
-    from openvino import opset13 as ops
-
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "Constant" or node.get_element_type().get_type_name() != "f16":
-            continue
-        original = originals.get(node.get_friendly_name().removesuffix(COMPRESSED))
-        if original is None:
-            continue
-        constant = ops.constant(np.array(original, copy=True))
-        constant.set_friendly_name(node.get_friendly_name().removesuffix(COMPRESSED))
-        for user in list(node.output(0).get_target_inputs()):
-            conversion = user.get_node().output(0)
-            constant.output(0).set_names(conversion.get_names())
-            for reader in list(conversion.get_target_inputs()):
-                reader.replace_source_output(constant.output(0))
-    model.validate_nodes_and_infer_types()
-
-
 def tensor_names(model: openvino.Model) -> set[str]:
     """Every name by which a tensor of the graph can be asked for."""
     return {name for node in model.get_ops() for port in node.outputs() for name in port.get_names()}
