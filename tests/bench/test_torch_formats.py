@@ -10,6 +10,7 @@ from exporter import bench, conversion
 from exporter.demo.rows import make_row
 from exporter.progress import NullProgress
 
+pytestmark = pytest.mark.full  # `make demo` shows the same; a minute in all
 TARGETS = ("safetensors", "torchscript")
 
 

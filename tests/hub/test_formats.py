@@ -26,6 +26,7 @@ NEEDS = {
     "safetensors": "safetensors",
     "torchscript": "torch",
 }
+pytestmark = pytest.mark.full  # one to three minutes each: every step is a process of its own
 PROMPT = "a large red star at the left on a blue background"
 BLOCK = re.compile(r"^([^\n]*):\n\n```(python|sh)\n(.*?)```", re.DOTALL | re.MULTILINE)
 
