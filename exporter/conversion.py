@@ -154,7 +154,7 @@ def _complete(
     record = ComponentRecord(
         name=component.name,
         entry=exported.entry.relative_to(staging.root).as_posix(),
-        files=hash_files(exported.files, staging.root),
+        files=hash_files(exported.files, staging.root, exported.digests),
         inputs=list(exported.inputs),
         outputs=list(exported.outputs),
         parameters=component.parameters,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
 from exporter.artifact import MANIFEST, Artifact, TensorRecord, Verdict
-from exporter.errors import ArtifactError, CheckpointError, ExporterError
+from exporter.errors import ArtifactError, CheckpointError, ExporterError, UsageError
 
 if TYPE_CHECKING:
     from exporter.architectures import Component
@@ -113,24 +113,31 @@ class Inspection(BaseModel):
         return found
 
 
-def inspect(source: str, *, revision: str | None = None, variant: str | None = None) -> Inspection:
+def inspect(
+    source: str, *, revision: str | None = None, variant: str | None = None, **intake: Any
+) -> Inspection:
     """Look into a checkpoint or an artifact.
 
     Args:
         source: A folder with `exporter.json`, the Hub id of a published one, or whatever `convert` takes.
+        intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:
+        UsageError: Something to be laid over an artifact.
         CheckpointError, ArtifactError: It is not there, or its index cannot be read.
         NetworkError: A Hub id that is not cached, and the Hub cannot be reached.
     """
-    from exporter.checkpoints import resolve
+    from exporter.checkpoints import open_source
     from exporter.checkpoints.published import local_folder
 
     folder = local_folder(source, revision=revision)
     if folder is not None and is_artifact(folder):
+        named = next((name for name, value in intake.items() if value), None)
+        if named is not None:
+            raise UsageError(f"{source} is an artifact: {named.replace('_', ' ')} is for a checkpoint.")
         return inspect_artifact(Artifact.open(folder))
 
-    return inspect_checkpoint(resolve(source, revision=revision, variant=variant))
+    return inspect_checkpoint(open_source(source, revision=revision, variant=variant, **intake))
 
 
 def is_artifact(source: str | Path) -> bool:

@@ -60,6 +60,12 @@ def load(
 
     path = local_folder(source, revision=revision)
     if path is not None and (path / MANIFEST).is_file():
+        named = next((name for name, value in intake.items() if value), None)
+        if named is not None:
+            raise UsageError(
+                f"{source} is an artifact: {named.replace('_', ' ')} cannot be laid over it any more.",
+                hint="Give it to `exporter convert`, which fuses it into what it writes.",
+            )
         return from_artifact(Artifact.open(path), device=device, precision_hint=precision_hint, trust=trust)
     return from_checkpoint(str(source), device=device, revision=revision, **intake)
 

@@ -1,4 +1,5 @@
-"""Dtypes that weights are kept in on disk, and which weights of a model go into float8.
+"""Dtypes that weights are kept in on disk, which weights of a model go into float8, and sizes as people
+write them.
 
 Neutral ground: a target writes by these rules, and parity computes by them what PyTorch makes of the
 same weights.
@@ -20,6 +21,10 @@ SAFETENSORS_NAMES = {
 """torch's name of a dtype → the name in a safetensors header."""
 TORCH_NAMES = {theirs: ours for ours, theirs in SAFETENSORS_NAMES.items()}
 FLOAT8 = "float8_e4m3fn"
+UNITS = {
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
 
 _NOT_FLOAT8 = re.compile(
     r"norm|(^|\.)(proj_in|proj_out)\.weight$"
@@ -58,3 +63,16 @@ def lost_in_cast(before: torch.Tensor, after: torch.Tensor) -> bool:
         return bool((torch.isfinite(source) & (source.abs() > torch.finfo(after.dtype).max)).any())
     finite = torch.isfinite(after)
     return not bool(finite.all()) and bool((torch.isfinite(source) & ~finite).any())
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `5GB`, `200 MB`, `1.5GiB` or a plain number.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = UNITS.get((found[2] or "B").upper()) if found else None
+    if found is None or unit is None:
+        raise ValueError(f"{text!r} is no size such as 5GB, 500MB or 2GiB")
+    return int(float(found[1]) * unit)

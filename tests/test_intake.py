@@ -138,3 +138,31 @@ def test_inspect_reads_a_single_file(sources: dict[str, str], tiny: Path) -> Non
     assert [(c.name, c.parameters) for c in found.components] == [
         (c.name, c.parameters) for c in folder.components
     ]
+
+
+def test_run_and_inspect_take_what_convert_takes(tiny: Path, sources: dict[str, str], tmp_path: Path) -> None:
+    """The picture of a checkpoint with overlays is that of the Python call; an artifact takes none."""
+    from PIL import Image
+
+    given = ["--config", str(tiny), "--lora", f"{sources['lora']}:0.5", "--vae", sources["vae"]]
+    size = ["--height", "64", "--width", "64", "--steps", "1", "--seed", "3"]
+    picture = tmp_path / "a.png"
+    ran = run("run", sources["file"], "a cat", "-o", picture, *size, *given)
+    assert ran.code == 0, ran
+    loaded = pipeline.load(
+        sources["file"], config=str(tiny), loras=[f"{sources['lora']}:0.5"], vae=sources["vae"]
+    )
+    (expected,) = pipeline.paint(loaded, ["a cat"], steps=1, seed=3, height=64, width=64)
+    assert list(Image.open(picture).getdata()) == list(expected.getdata())
+
+    plain = json.loads(run("inspect", sources["file"], "--config", tiny, "--json").stdout)
+    ran = run(
+        "inspect", sources["file"], "--config", tiny, "--textual-inversion", sources["tokens"], "--json"
+    )
+    more = json.loads(ran.stdout)
+    assert more["parameters"] == plain["parameters"] + 32, "one new token"
+
+    made = conversion.make_plan(str(tiny), "safetensors", tmp_path / "art", {}, verify=False)
+    artifact = conversion.convert(made).artifact.root
+    run("inspect", artifact, "--lora", sources["lora"]).failed(2, "is an artifact")
+    run("run", artifact, "a cat", "-o", picture, "--lora", sources["lora"]).failed(2, "is an artifact")

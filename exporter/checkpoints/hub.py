@@ -121,29 +121,29 @@ def download(
     patience = patience or Patience()
     report.start(f"asking the Hub for {repo}")
     try:
-        info = ask(lambda: _info(repo, revision), repo, revision, patience)
+        info = ask(lambda: repo_info(repo, revision), repo, revision, patience)
     except NetworkError as error:
         try:  # what was downloaded before serves without a network
             return _from_cache(repo, revision, variant)
         except ExporterError:
             raise error from None
-    files = {file.path: file for file in map(_described, info.siblings or ())}
+    files = {file.path: file for file in map(described, info.siblings or ())}
     kind, names = _needed(repo, info.sha, files, variant, patience)
     wanted = tuple(files[name] for name in names)
     root, fetched = _fetch(repo, info.sha, wanted, report, patience)
     # By the name asked for, so that the cache remembers which commit that is when nobody can be asked.
-    ask(lambda: _get(repo, revision, wanted[0].path), repo, revision, patience)
+    ask(lambda: get_file(repo, revision, wanted[0].path), repo, revision, patience)
     left_out = sum(file.size for path, file in files.items() if path not in names)
     return Snapshot(repo, root, info.sha, kind, wanted, fetched, left_out)
 
 
-def _info(repo: str, revision: str | None) -> ModelInfo:
+def repo_info(repo: str, revision: str | None) -> ModelInfo:
     from huggingface_hub import HfApi
 
     return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=30)
 
 
-def _described(sibling: Any) -> HubFile:
+def described(sibling: Any) -> HubFile:
     lfs = sibling.lfs
     sha256 = None if lfs is None else (lfs.get("sha256") if isinstance(lfs, dict) else lfs.sha256)
     return HubFile(sibling.rfilename, int(sibling.size or 0), sha256, sibling.blob_id)
@@ -155,8 +155,8 @@ def _needed(
     """What the repository is, and the files it takes."""
 
     def small(name: str) -> dict[str, Any]:
-        path = ask(lambda: _get(repo, sha, name), repo, sha, patience)
-        _check_content(path, files[name])
+        path = ask(lambda: get_file(repo, sha, name), repo, sha, patience)
+        check_content(path, files[name])
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -175,7 +175,7 @@ def _needed(
     return "checkpoint", select_files(files, small("model_index.json"), variant)
 
 
-def _get(repo: str, sha: str | None, name: str) -> Path:
+def get_file(repo: str, sha: str | None, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(repo, name, revision=sha))
@@ -196,9 +196,9 @@ def _fetch(
 
     def one(file: HubFile) -> Path:
         for last in (False, True):
-            path = ask(lambda: _get(repo, sha, file.path), repo, sha, patience, stop)
+            path = ask(lambda: get_file(repo, sha, file.path), repo, sha, patience, stop)
             try:
-                _check_content(path, file)
+                check_content(path, file)
                 return path
             except NetworkError:
                 if last or stop.is_set():
@@ -221,7 +221,7 @@ def _fetch(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     progress.done()
-    anchor = ask(lambda: _get(repo, sha, wanted[0].path), repo, sha, patience)
+    anchor = ask(lambda: get_file(repo, sha, wanted[0].path), repo, sha, patience)
     return anchor.parents[len(Path(wanted[0].path).parts) - 1], total
 
 
@@ -240,7 +240,7 @@ def _arriving(repo: str) -> int:
     return size
 
 
-def _check_content(path: Path, file: HubFile) -> None:
+def check_content(path: Path, file: HubFile) -> None:
     """The file has the hash the Hub names; otherwise it is removed from the cache.
 
     Raises:

@@ -17,6 +17,7 @@ cli = VerbGroup(
         Verb("run", "Paint one picture with an artifact or a checkpoint."),
         Verb("bench", "Measure artifacts and PyTorch side by side."),
         Verb("inspect", "List the components of a checkpoint or an artifact."),
+        Verb("plan-devices", "Say which part goes on which device, before a download."),
         Verb("cache", "Show or clear what earlier runs keep to be faster."),
         Verb("download", "Fetch what a pipeline needs from the Hub."),
         Verb("recipe", "List, show, check, run or compare recipes."),

@@ -23,7 +23,7 @@ Example = tuple[str, str]
 
 @dataclass(frozen=True)
 class Verb:
-    """One subcommand: the function `command` of the module `exporter.cli.<name>`."""
+    """One subcommand: the function `command` of the module `exporter.cli.<name>` (`_` for `-`)."""
 
     name: str
     summary: str
@@ -96,7 +96,7 @@ class VerbGroup(click.Group, WithExamples):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.verbs:
             return None
-        command: click.Command = import_module(f"exporter.cli.{cmd_name}").command
+        command: click.Command = import_module(f"exporter.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

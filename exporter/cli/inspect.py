@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import bytes_text, dims_text, table
+from exporter.cli._source_flags import intake_of, source_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,14 +27,19 @@ if TYPE_CHECKING:
             "An artifact: components, sizes, and whether its verdict still holds",
             "exporter inspect shapes-onnx",
         ),
+        (
+            "What a checkpoint in one file would become, with a LoRA over it",
+            "exporter inspect model.safetensors --lora style.safetensors",
+        ),
         ("For a script", "exporter inspect ./my-model --json"),
     ),
 )
 @click.argument("source", metavar="SOURCE|ARTIFACT")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
 @click.option("--variant", metavar="NAME", help="Weight variant of the checkpoint, such as fp16.")
+@source_flags
 @click.pass_obj
-def command(output: Output, /, source: str, revision: str | None, variant: str | None) -> int:
+def command(output: Output, /, source: str, revision: str | None, variant: str | None, **given: Any) -> int:
     """List the components of a checkpoint or an artifact: class, weights, dtypes, bytes, inputs, outputs.
 
     Only headers and the manifest are read. A pipeline that cannot be converted is listed by folder.
@@ -41,7 +47,8 @@ def command(output: Output, /, source: str, revision: str | None, variant: str |
     """
     from exporter.inspection import inspect
 
-    found = inspect(source, revision=revision, variant=variant)
+    intake = {name: value for name, value in intake_of(given).items() if value}
+    found = inspect(source, revision=revision, variant=variant, **intake)
     output.result(
         found,
         human=lambda console: _show(console, found),

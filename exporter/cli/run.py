@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import seconds_text
+from exporter.cli._source_flags import intake_of, source_flags
 from exporter.cli._types import Finite
 from exporter.errors import DestinationError
 
@@ -36,6 +38,10 @@ from exporter.errors import DestinationError
         (
             "Repaint the part of it that is white in a mask",
             'exporter run shapes-onnx "a small green circle" -o part.png --image star.png --mask mask.png',
+        ),
+        (
+            "Try a LoRA on a checkpoint before it is converted",
+            'exporter run model.safetensors "a lighthouse" -o try.png --lora style.safetensors:0.8',
         ),
         (
             "Let the runtime choose its arithmetic, as most clients do",
@@ -74,6 +80,7 @@ from exporter.errors import DestinationError
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
     help="Arithmetic for runtimes that choose it.  [default: what the artifact was made for]",
 )  # fmt: skip
+@source_flags
 @click.option(
     "--trust", is_flag=True,
     help="Open a TorchScript artifact, which is a program, although it was not made here.",
@@ -97,9 +104,11 @@ def command(
     device: str | None,
     precision_hint: str | None,
     trust: bool,
+    **given: Any,
 ) -> None:
     """Paint PROMPT with an artifact, or with a checkpoint in PyTorch.
 
+    A checkpoint may have LoRAs, another autoencoder and new tokens laid over it, as in `exporter convert`.
     The pipeline around the components is diffusers' own, so the same seed gives the same picture
     in every format as far as the format's arithmetic allows.
     """
@@ -107,6 +116,7 @@ def command(
     from exporter.inspection import trust as state_of
 
     check_picture_path(picture)
+    intake = {name: value for name, value in intake_of(given).items() if value}
     state = state_of(source)
     if state is not None:
         (output.note if state.verdict == "PASS" else output.warn)(state.sentence)
@@ -116,7 +126,7 @@ def command(
     started = time.monotonic()
     with blame_changes(state), output.progress() as progress:
         progress.start(f"loading {source}")
-        loaded = pipeline.load(source, device=device, precision_hint=precision_hint, trust=trust)
+        loaded = pipeline.load(source, device=device, precision_hint=precision_hint, trust=trust, **intake)
         progress.done()
         (painted,) = pipeline.paint(
             loaded,

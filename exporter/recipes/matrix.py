@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from exporter.recipes.model import Recipe, Scalar
 from exporter.recipes.reading import VARIABLE, RecipeError
 
 FILLED = re.compile(r"\{([A-Za-z_]\w*)\}")
 DIRECT = ("target", "model", "revision", "variant")
+MAX_CELLS = 1000
+"""Axes multiply: a page of values makes more combinations than anybody can run."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,16 @@ def cells(recipe: Recipe) -> list[Cell]:
     """Every combination of the matrix, in the order in which its axes and values are written.
 
     Raises:
-        RecipeError: No target, or `{key}` in a path that is no key.
+        RecipeError: No target, too many combinations, `{key}` in a path that is no key, or a variable whose
+            value cannot stand where it is used.
     """
     names = list(recipe.matrix)
+    count = math.prod(len(values) for values in recipe.matrix.values())
+    if count > MAX_CELLS:
+        raise RecipeError(
+            f"Recipe {recipe.name}: its matrix makes more than {MAX_CELLS} combinations.",
+            hint="Leave out an axis, or values.",
+        )
     found = [
         _cell(recipe, dict(zip(names, values, strict=True)))
         for values in itertools.product(*(recipe.matrix[name] for name in names))
@@ -79,7 +91,15 @@ def _cell(recipe: Recipe, axes: dict[str, Scalar]) -> Cell:
     if data["publish"]:
         data["publish"]["repo"] = _fill(recipe, data["publish"]["repo"], filled)
     label = " ".join(str(v) for v in axes.values()) or recipe.name
-    return Cell(label, axes, Recipe.model_validate(data), output)
+    try:
+        return Cell(label, axes, Recipe.model_validate(data), output)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"Recipe {recipe.name}: {key[:200]}: {first['msg'][:1].lower()}{first['msg'][1:]}, with its "
+            "variables filled in."
+        ) from error
 
 
 def _substitute(value: Any, variables: Mapping[str, Scalar]) -> Any:

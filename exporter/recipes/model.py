@@ -62,6 +62,10 @@ class Recipe(Section):
         description: One sentence: when to use it.
         model: What to convert, as after `exporter convert`.
         revision / variant: Of a Hub repository.
+        loras: `FILE` or `FILE:SCALE` each, fused into the weights.
+        vae / textual_inversions: Laid over the model, as `exporter convert` does it.
+        config / tokenizer: Folders that tell what a model in one file does not.
+        allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader.
         target: The format; may come from the matrix.
         options: The target's own options.
         components: Only these; all when empty.
@@ -78,6 +82,12 @@ class Recipe(Section):
     model: str = Field(min_length=1)
     revision: str | None = None
     variant: str | None = None
+    loras: list[str] = Field(default_factory=list)
+    vae: str | None = None
+    textual_inversions: list[str] = Field(default_factory=list)
+    config: str | None = None
+    tokenizer: str | None = None
+    allow_pickle: bool = False
     target: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     components: list[str] = Field(default_factory=list)
@@ -86,6 +96,11 @@ class Recipe(Section):
     publish: Publish | None = None
     variables: dict[str, Scalar] = Field(default_factory=dict)
     matrix: dict[str, list[Scalar]] = Field(default_factory=dict)
+
+    def intake(self) -> dict[str, Any]:
+        """How the model is opened and what is laid over it: arguments of `checkpoints.open_source`."""
+        names = ("loras", "vae", "textual_inversions", "config", "tokenizer", "allow_pickle")
+        return {name: getattr(self, name) for name in names}
 
     @field_validator("matrix")
     @classmethod

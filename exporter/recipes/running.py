@@ -13,7 +13,7 @@ from exporter.recipes.matrix import Cell, cells
 from exporter.recipes.model import Recipe
 
 if TYPE_CHECKING:
-    from exporter.artifact import Manifest
+    from exporter.artifact import Manifest, SourceRecord
     from exporter.conversion import Plan
 
 DONE = ("PASS", None)
@@ -93,6 +93,7 @@ def plan(cell: Cell, progress: Progress | None = None) -> Plan:
         components=recipe.components or None,
         verify=recipe.verify.enabled,
         progress=progress,
+        intake=recipe.intake(),
     )
 
 
@@ -171,12 +172,28 @@ def from_manifest(manifest: Manifest) -> Recipe:
             "model": source.source,
             "revision": source.revision,
             "variant": source.variant,
+            **_intake_of(source),
             "target": manifest.target,
             "options": {**options, **({"static": "x".join(map(str, static))} if static else {})},
             "components": [c.name for c in manifest.components],
             "verify": {"enabled": not manifest.verification_skipped},
         }
     )
+
+
+def _intake_of(source: SourceRecord) -> dict[str, Any]:
+    """The recipe's keys for how a source was opened and what was laid over it."""
+    found: dict[str, Any] = {"config": source.config, "tokenizer": source.tokenizer}
+    found["allow_pickle"] = source.pickle
+    for overlay in source.overlays:
+        if overlay.kind == "lora":
+            scale = "" if overlay.scale is None else f":{overlay.scale:g}"
+            found.setdefault("loras", []).append(f"{overlay.source}{scale}")
+        elif overlay.kind == "textual_inversion":
+            found.setdefault("textual_inversions", []).append(overlay.source)
+        elif overlay.kind == "vae":
+            found["vae"] = overlay.source
+    return found
 
 
 def to_yaml(recipe: Recipe) -> str:

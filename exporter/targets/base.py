@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +66,7 @@ class ExportedComponent:
         inputs / outputs: As the file declares them.
         details: JSON values worth remembering (opset, attention, precision hint …).
         dtype: Of the stored weights, where the option does not say it ("as stored").
+        digests: sha256 of files that the target has hashed, or is hashing, as they lie on the disk.
     """
 
     entry: Path
@@ -73,6 +75,7 @@ class ExportedComponent:
     outputs: tuple[TensorRecord, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+    digests: Mapping[Path, Future[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,14 @@ class Client:
         install: The line that installs it, or empty.
         language: Of the code, as Markdown names it (`python`, `sh`).
         code: Runs as it is, in an empty folder.
+        system: Runs only there (`macOS`); empty: everywhere.
     """
 
     title: str
     install: str
     language: str
     code: str
+    system: str = ""
 
 
 class Runner(ABC):
@@ -228,7 +233,7 @@ class Target(ABC):
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""
-        return [exporter_client(repo, self.extra)]
+        return [exporter_client(repo, self.extra, trust=self.executable)]
 
     @abstractmethod
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
@@ -240,8 +245,8 @@ class Target(ABC):
         """
 
 
-def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str) -> str:
-    """Code that opens an artifact in optimum's counterpart of a diffusers pipeline, and paints."""
+def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, arguments: str = "") -> str:
+    """Code that opens an artifact in a diffusers pipeline, or optimum's counterpart of one, and paints."""
     given = ""
     if "Img2Img" in pipeline_class or "Inpaint" in pipeline_class:
         given = ', image=Image.new("RGB", (512, 512), "navy")'
@@ -251,15 +256,18 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str) ->
     return (
         f"from {package} import {name}\n"
         + ("from PIL import Image\n" if given else "")
-        + f'\npipeline = {name}.from_pretrained("{repo}")\n'
+        + f'\npipeline = {name}.from_pretrained("{repo}"{arguments})\n'
         + f'pipeline("{PROMPT}"{given}).images[0].save("picture.png")'
     )
 
 
-def exporter_client(repo: str, extra: str) -> Client:
-    """`exporter run`, which opens every format."""
+def exporter_client(repo: str, extra: str, *, trust: bool = False) -> Client:
+    """`exporter run`, which opens every format; of a program, only if it is trusted."""
     code = f'exporter run {repo} "{PROMPT}" -o picture.png'
-    return Client("exporter", f'pip install "exporter[{extra}]"', "sh", code)
+    if trust:
+        code = f"# This artifact is a program; trust it only if you trust its author.\n{code} --trust"
+    package = f'"exporter[{extra}]"' if extra else "exporter"
+    return Client("exporter", f"pip install {package}", "sh", code)
 
 
 def component_size(component: Component, static: tuple[int, int, int]) -> Size:

@@ -176,6 +176,68 @@ def test_model_indexes(tmp_path: Path, index: Any) -> None:
     assert all(isinstance(v, str) for pair in checkpoint.component_classes.values() for v in pair)
 
 
+def a_recipe() -> dict[str, Any]:
+    return {
+        "name": "r", "description": "x", "model": "builtin:shapes", "revision": "main", "target": "onnx",
+        "loras": ["a.safetensors:0.5"], "vae": "b", "textual_inversions": ["c"], "allow_pickle": False,
+        "options": {"dtype": "float32", "static": "${size}"}, "components": ["unet"],
+        "output": "out/{name}-{target}", "variables": {"size": "1x64x64", "n": 3},
+        "verify": {"enabled": True, "k": 4.0, "steps": 2, "prompts": ["a ${n}"]},
+        "publish": {"repo": "org/{name}", "create": True},
+        "matrix": {"target": ["onnx", "openvino"], "dtype": ["float32", "float16"], "n": [1, 2]},
+    }  # fmt: skip
+
+
+@FUZZ
+@given(
+    place=st.sampled_from(places(a_recipe())[1:]),
+    value=st.one_of(
+        json_values, st.text(max_size=400), st.sampled_from(["${n}", "${size}", "{name}", "../x"])
+    ),
+    override=st.one_of(st.none(), st.text(max_size=40), st.just("options.dtype=[1, 2]")),
+)
+def test_recipes(place: tuple[Any, ...], value: Any, override: str | None) -> None:
+    from exporter import recipes
+    from exporter.recipes.reading import parse
+
+    recipe = a_recipe()
+    inner: Any = recipe
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    try:
+        read = parse(dumped(recipe).decode("utf-8", "replace"), "fuzz", [override] if override else [])
+        found = recipes.cells(read)
+    except ExporterError as error:
+        assert len(str(error)) < 2000
+        return
+    for cell in found:
+        assert cell.target and cell.recipe.intake() and recipes.to_yaml(cell.recipe)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [1]\n"
+        + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(12)),
+        "[" * 50_000,
+        "{a: " * 5_000,
+        "name: m\nmodel: x\ntarget: onnx\nmatrix:\n"
+        + "".join(f"  k{i}: [{', '.join(map(str, range(40)))}]\n" for i in range(8)),
+        "name: m\nmodel: ${v}\ntarget: onnx\nvariables: {v: 3}\n",
+        "x: !!python/object/apply:os.system ['true']\n",
+    ],
+    ids=["billion laughs", "nested lists", "nested maps", "a huge matrix", "a number for a name", "code"],
+)
+def test_recipes_that_are_meant_to_hurt(text: str) -> None:
+    from exporter import recipes
+    from exporter.recipes.reading import parse
+
+    with pytest.raises(ExporterError) as caught:
+        recipes.cells(parse(text, "hurt"))
+    assert len(str(caught.value)) < 2000
+
+
 @FUZZ
 @given(
     items=st.lists(

@@ -51,7 +51,7 @@ def test_root_help_loads_no_verb() -> None:
         "from exporter.cli import cli\n"
         "try:\n    cli.main(['--help'])\n"
         f"finally:\n    print(*({VERBS!r}[i] for i in range({len(VERBS)}) "
-        f"if 'exporter.cli.' + {VERBS!r}[i] in sys.modules), file=sys.stderr)\n"
+        f"if 'exporter.cli.' + {VERBS!r}[i].replace('-', '_') in sys.modules), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0

@@ -99,3 +99,60 @@ def test_the_command_line() -> None:
     invoke("recipe", "run", "nothing-of-that-name").failed(3, "no recipe")
     missing = invoke("recipe", "check", "onnx/float32", "--set", "target=tensorrt", "--json")
     assert missing.code == 2 and "There is no target 'tensorrt'" in missing.stdout
+
+
+def test_overlays_and_a_single_file_from_a_recipe(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes as by flags, and the recipe that the manifest gives makes them again."""
+    import torch
+
+    from tests import original_layout
+    from tests.checkpoints import conftest as loras
+
+    monkeypatch.chdir(tmp_path)
+    model = original_layout.save(original_layout.stable_diffusion_1(tiny), tmp_path / "tiny.safetensors")
+    lora = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.pairs()))
+    tokens = loras.write(tmp_path / "cat.safetensors", {"<cat>": torch.ones(1, 32) * 0.3})
+    (tmp_path / "r.yaml").write_text(
+        f"name: r\nmodel: {model}\nconfig: {tiny}\nloras: ['{lora}:${{scale}}']\n"
+        f"textual_inversions: [{tokens}]\ntarget: safetensors\ncomponents: [text_encoder]\noutput: one\n"
+        "verify: {enabled: false}\nvariables: {scale: 0.5}\n"
+    )
+    ran = invoke("recipe", "run", "r.yaml")
+    assert ran.code == 0, ran
+    flags = [
+        "--lora",
+        f"{lora}:0.5",
+        "--textual-inversion",
+        tokens,
+        "--config",
+        tiny,
+        "--component",
+        "text_encoder",
+    ]
+    ran = invoke("convert", model, "--to", "safetensors", "-o", "two", "--no-verify", *flags)
+    assert ran.code == 0, ran
+    one, two = (Artifact.open(name).manifest for name in ("one", "two"))
+    assert one.digest() == two.digest() and [o.kind for o in one.source.overlays] == [
+        "textual_inversion",
+        "lora",
+    ]
+    Path("again.yaml").write_text(recipes.to_yaml(recipes.from_manifest(two)))
+    ran = invoke("recipe", "run", "again.yaml", "--set", "output=three")
+    assert ran.code == 0, ran
+    assert Artifact.open("three").manifest.digest() == one.digest()
+
+
+def test_a_pickle_in_a_recipe_is_refused_unless_it_asks(tiny: Path, tmp_path: Path) -> None:
+    import torch
+
+    model = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(1)}}, model)
+    text = f"name: r\nmodel: {model}\ntarget: safetensors\n"
+    (tmp_path / "r.yaml").write_text(text)
+    ran = invoke("recipe", "check", tmp_path / "r.yaml", "--json")
+    assert ran.code == 3 and "pickle" in ran.stdout
+    (tmp_path / "r.yaml").write_text(text + "allow_pickle: true\n")
+    ran = invoke("recipe", "check", tmp_path / "r.yaml", "--json")
+    assert ran.code == 3 and "so it is refused" not in ran.stdout

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from exporter.artifact import ComponentRecord
+from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
-from exporter.targets.base import Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.base import Client, Estimate, ExportedComponent, Options, Runner, RunOptions, Target
 from exporter.targets.coreml.options import CoremlOptions
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class CoremlTarget(Target):
 
         files = write_diffusers_files(checkpoint, components, staging)
         return files + write_resources(checkpoint, components, staging)
+
+    def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        from exporter.targets.coreml.clients import apple, specification
+
+        return [*apple(repo, manifest), *super().clients(repo, manifest), specification(repo)]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         from exporter.targets.coreml.runner import CoremlRunner

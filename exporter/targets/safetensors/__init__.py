@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from exporter.artifact import ComponentRecord
+from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import NullProgress, Progress
-from exporter.targets.base import Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.base import (
+    Client,
+    Estimate,
+    ExportedComponent,
+    Options,
+    Runner,
+    RunOptions,
+    Target,
+    diffusers_code,
+)
 from exporter.targets.safetensors.options import SafetensorsOptions
 
 if TYPE_CHECKING:
@@ -47,6 +56,13 @@ class SafetensorsTarget(Target):
 
         every = components_of(checkpoint)
         return finish(checkpoint, components, _checked(options), staging, every, NullProgress())
+
+    def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        variant = manifest.options.get("output_variant")
+        arguments = f', variant="{variant}"' if variant else ""
+        code = diffusers_code("diffusers", "", manifest.source.pipeline_class, repo, arguments)
+        diffusers = Client("diffusers", "pip install diffusers transformers accelerate", "python", code)
+        return [diffusers, *super().clients(repo, manifest)]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         from exporter.targets.safetensors.runner import SafetensorsRunner

@@ -21,7 +21,7 @@ from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.layout import copy_small, model_index, portable, weightless_folders, write_json
 from exporter.targets.safetensors.options import SafetensorsOptions
 from exporter.targets.safetensors.shards import Entry, lay_out
-from exporter.targets.safetensors.stream import Loss, write_file
+from exporter.targets.safetensors.stream import Writer
 
 PEAK_MEMORY = 700_000_000
 """More than a whole export takes, whatever the size of the model: PyTorch, and chunks of tensors."""
@@ -46,7 +46,8 @@ def export(
             file is damaged.
     """
     checkpoint, folder = component.checkpoint, component.folder
-    files, details = write_folder(checkpoint, folder, options, staging, progress)
+    with Writer() as writer:
+        files, details = write_folder(checkpoint, folder, options, staging, progress, writer)
     return ExportedComponent(
         entry=files[0],
         files=tuple(files),
@@ -54,11 +55,17 @@ def export(
         outputs=tuple(TensorRecord(name=s.name, dtype=s.dtype, dims=list(s.dims)) for s in component.outputs),
         details=details,
         dtype=stored_dtype([_dtype(n, t, options) for n, t in checkpoint.stored(folder).items()], options),
+        digests=writer.digests,
     )
 
 
 def write_folder(
-    checkpoint: Checkpoint, folder: str, options: SafetensorsOptions, staging: Path, progress: Progress
+    checkpoint: Checkpoint,
+    folder: str,
+    options: SafetensorsOptions,
+    staging: Path,
+    progress: Progress,
+    writer: Writer,
 ) -> tuple[list[Path], dict[str, Any]]:
     """The weights and the config of one folder.
 
@@ -74,12 +81,11 @@ def write_folder(
         max_shard_size=options.max_shard_size,
     )
     base = staging / folder
-    loss = Loss()
     progress.start(f"{folder}: writing {len(layout.files)} file(s)", len(layout.files))
     written = []
     for done, (name, entries) in enumerate(layout.files.items()):
         if not (base / name).is_file():
-            write_file(base / name, entries, loss)
+            writer.write(base / name, entries)
         written.append(base / name)
         progress.update(done + 1, name)
     if layout.index_name is not None and layout.index is not None:
@@ -92,8 +98,8 @@ def write_folder(
     if options.dtype == FLOAT8:
         kept = [n for n, t in stored.items() if is_float(t.dtype) and not goes_to_float8(n, t.shape)]
         details["float8"] = {"cast": len(stored) - len(kept), "kept": len(kept)}
-    if loss.noise > 0:
-        details["weights_sqnr_db"] = round(loss.sqnr() or 0.0, 2)
+    if writer.loss.noise > 0:
+        details["weights_sqnr_db"] = round(writer.loss.sqnr() or 0.0, 2)
     return written, details
 
 
@@ -110,7 +116,8 @@ def finish(
     files = []
     if {component.folder for component in every} <= held:
         for folder in _other_weights(checkpoint, held):
-            files += write_folder(checkpoint, folder, options, staging, progress)[0]
+            with Writer() as writer:
+                files += write_folder(checkpoint, folder, options, staging, progress, writer)[0]
             files += _small_files(checkpoint, folder, staging)
             held.add(folder)
     files.append(write_json(staging / "model_index.json", model_index(checkpoint, components, also=held)))

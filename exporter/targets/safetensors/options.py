@@ -7,12 +7,8 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from exporter.storage import parse_size
 from exporter.targets.base import Options
-
-UNITS = {
-    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
 
 
 class SafetensorsOptions(Options):
@@ -55,16 +51,3 @@ class SafetensorsOptions(Options):
         if self.static is not None:
             raise ValueError("weights have no picture size, so there is nothing to bake; leave --static out")
         return self
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `5GB`, `200 MB`, `1.5GiB` or a plain number.
-
-    Raises:
-        ValueError: It is none of these.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = UNITS.get((found[2] or "B").upper()) if found else None
-    if found is None or unit is None:
-        raise ValueError(f"{text!r} is no size such as 5GB, 500MB or 2GiB")
-    return int(float(found[1]) * unit)

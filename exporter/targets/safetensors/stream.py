@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from exporter.checkpoints import StoredTensor
 from exporter.errors import CheckpointError
@@ -36,25 +40,69 @@ class Loss:
         return 10 * math.log10(self.signal / self.noise) if self.noise > 0 and self.signal > 0 else None
 
 
-def write_file(path: Path, entries: Sequence[Entry], loss: Loss) -> None:
-    """Write one file under a temporary name, flush it to disk, and give it its name.
+class Writer:
+    """Writes files, and flushes and hashes each in the background while the next one is written.
 
-    So a file that has its name is complete, whenever the process was stopped.
+    A file is written under a temporary name and gets its own when it is on the disk, so a file that has its
+    name is complete, whenever the process was stopped. Leaving the context waits for the flushing, not for
+    the hashes.
 
-    Raises:
-        CheckpointError: A value does not fit the dtype, or a source ended too early.
+    Attributes:
+        loss: What casting cost so far.
+        digests: File → sha256 of what it holds, read back through the page cache.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
+
+    def __init__(self) -> None:
+        self.loss = Loss()
+        self.digests: dict[Path, Future[str]] = {}
+        self._flusher = ThreadPoolExecutor(1)
+        self._hasher = ThreadPoolExecutor(1)
+        self._flushed: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hasher.shutdown(wait=False, cancel_futures=error is not None)
+        self._flusher.shutdown(wait=True)
+        if error is None:
+            for each in self._flushed:
+                each.result()
+
+    def write(self, path: Path, entries: Sequence[Entry]) -> None:
+        """Write one file.
+
+        Raises:
+            CheckpointError: A value does not fit the dtype, or a source ended too early.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            with beside.open("wb", buffering=0) as handle:
+                _write(handle.fileno(), memoryview(header(entries)))
+                for entry in entries:
+                    _write_tensor(handle.fileno(), entry, self.loss)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        self.digests[path] = self._hasher.submit(_sha256, beside.open("rb", buffering=0))
+        self._flushed.append(self._flusher.submit(_flush, beside, path))
+
+
+def _flush(beside: Path, path: Path) -> None:
     try:
-        with beside.open("wb", buffering=0) as handle:
-            _write(handle.fileno(), memoryview(header(entries)))
-            for entry in entries:
-                _write_tensor(handle.fileno(), entry, loss)
+        with beside.open("rb") as handle:
             os.fsync(handle.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _sha256(handle: FileIO) -> str:
+    with handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _write_tensor(out: int, entry: Entry, loss: Loss) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from exporter.artifact import ComponentRecord
+from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
-from exporter.targets.base import Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.base import Client, Estimate, ExportedComponent, Options, Runner, RunOptions, Target
 from exporter.targets.torchscript.options import TorchScriptOptions
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class TorchScriptTarget(Target):
         from exporter.targets.layout import write_diffusers_files
 
         return write_diffusers_files(checkpoint, components, staging)
+
+    def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        from exporter.targets.torchscript.clients import pytorch
+
+        return [pytorch(repo, manifest), *super().clients(repo, manifest)]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         from exporter.trust import require
