@@ -114,11 +114,23 @@ class SourceRecord(Record):
     notes: list[str] = Field(default_factory=list)
 
 
+class PeakRecord(Record):
+    """The value of a component that came closest to what its dtype holds (`targets.base.Peak`)."""
+
+    value: str
+    operation: str
+    module: str | None = None
+    peak: float | None
+    limit: float | None = None
+
+
 class VerificationRecord(Record):
     """The last verdict. Valid only for the bytes whose hashes stand in the manifest.
 
     Attributes:
         digest: `Manifest.digest()` at the time of verification: any later change voids it.
+        peaks: By component, of its run in the lowest precision; only of formats that show their values.
+            A `peak` of None was not finite.
     """
 
     verdict: Verdict
@@ -127,6 +139,7 @@ class VerificationRecord(Record):
     digest: str
     summary: str = ""
     components: dict[str, Verdict] = Field(default_factory=dict)
+    peaks: dict[str, PeakRecord] = Field(default_factory=dict)
 
 
 class Manifest(Record):

@@ -16,7 +16,7 @@ from exporter.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from exporter.parity.schema import ComponentReport, PipelineReport, Report
+    from exporter.parity.schema import ComponentReport, PipelineReport, Report, Worst
 
 
 @click.command(
@@ -184,7 +184,7 @@ def _check_hashes(output: Output, path: Path) -> int:
 
 
 def _show(console: Console, report: Report, folder: Path | None) -> None:
-    rows = [(c.name, c.verdict, *_worst(c)) for c in report.components]
+    rows = [row for c in report.components for row in _rows(c)]
     if report.pipeline is not None:
         rows.append(("whole pipeline", report.pipeline.verdict, "", "", "", _pictures(report.pipeline)))
     console.print(table(("", "verdict", "error>", "limit>", "of limit>", "measured"), rows))
@@ -198,12 +198,20 @@ def _show(console: Console, report: Report, folder: Path | None) -> None:
     for component in report.components:
         if component.bisection is not None:
             console.print(f"  {component.name}: {component.bisection.explanation}", soft_wrap=True)
-    if folder is not None:
+    if folder is not None and (folder / "report.html").is_file():
         console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _worst(component: ComponentReport) -> tuple[str, str, str, str]:
-    worst = component.worst
+def _rows(component: ComponentReport) -> list[tuple[str, ...]]:
+    """The component, and below it each way of running it where there is more than one."""
+    rows: list[tuple[str, ...]] = [(component.name, component.verdict, *_worst(component.worst))]
+    for run in component.runs if len(component.runs) > 1 else ():
+        aside = "" if run.gates else " (not decisive)"
+        rows.append((f"  {run.title}", f"{run.verdict}{aside}", *_worst(run.worst)))
+    return rows
+
+
+def _worst(worst: Worst | None) -> tuple[str, str, str, str]:
     if worst is None:
         return "", "", "", ""
     what = f"{worst.metric} of {worst.output}, {worst.case} ({worst.mode})"

@@ -71,6 +71,22 @@ class _WidenConvolutions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _FastHalfConvolutions(TorchDispatchMode):
+    """float16 convolutions on processors that have none: products and sums in float32, rounded once.
+
+    That is what PyTorch's own loop for them does too, 35 times slower (the middle UNet of
+    `tests.benchmarks.coreml_interpreter`: 41 of 43 seconds), and hardware that accumulates in float32.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _aten.convolution.default and args[0].dtype == torch.float16:
+            x, weight, bias, *rest = args
+            wide = func(x.float(), weight.float(), None if bias is None else bias.float(), *rest, **kwargs)
+            return wide.to(torch.float16)
+        return func(*args, **kwargs)
+
+
 class _ChannelsLast(TorchFunctionMode):
     """Convolutions, and so everything between them, in the channels-last layout."""
 
@@ -227,6 +243,8 @@ class Reference:
             stack.enter_context(torch.no_grad())
             if self.layout == "channels_last":
                 stack.enter_context(_ChannelsLast())
+            if self.arithmetic == "float16":
+                stack.enter_context(_FastHalfConvolutions())
             if self.arithmetic == "float64":
                 before = torch.get_default_dtype()
                 torch.set_default_dtype(torch.float64)

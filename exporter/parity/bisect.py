@@ -41,13 +41,18 @@ def bisect(
     cases: Sequence[Inputs],
     k: float,
     tick: Callable[[str], None] = lambda text: None,
+    mode: str = "graph",
 ) -> Bisection | None:
     """Follow the failing case with the largest excess.
+
+    Args:
+        opened: How the artifact is opened for the run that failed.
+        mode: Of that run.
 
     Returns:
         None when no case can be followed (every failing one is structural and none ran).
     """
-    chosen = _worst_case(report, k)
+    chosen = _worst_case(report, k, mode)
     if chosen is None:
         return None
     case = next(c for c in cases if c.id == chosen.id)
@@ -79,12 +84,12 @@ def bisect(
     return _conclude(case.id, [n for n in names if n in rows], rows, known)
 
 
-def _worst_case(report: ComponentReport, k: float) -> Case | None:
-    """The case of the graph run with the largest error ÷ limit; one with only NaN comes first."""
+def _worst_case(report: ComponentReport, k: float, mode: str) -> Case | None:
+    """The case of a run with the largest error ÷ limit; one with only NaN comes first."""
     from exporter.parity.verdict import METRICS, judge_metric, typical_floors
 
     best: tuple[float, Case] | None = None
-    for run in [r for r in report.runs if r.mode == "graph"]:
+    for run in [r for r in report.runs if r.mode == mode]:
         typical = typical_floors(run)
         for case in run.cases:
             ratio = _ratio(run, case, k, METRICS, judge_metric, typical)

@@ -26,7 +26,7 @@ from exporter.parity.cases import Inputs
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 LAYOUTS = ("contiguous", "channels_last")
 
 

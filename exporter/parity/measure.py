@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from exporter.errors import ExporterError
+from exporter.errors import BackendMissing, ExporterError
 from exporter.parity.arithmetic import UNIT_ROUNDOFF, Tensors
 from exporter.parity.budget import evaluate, layouts_of
 from exporter.parity.cases import Inputs, convert_inputs
 from exporter.parity.metrics import NotComparable, compare
-from exporter.parity.schema import Case, OutputMeasurement, Run
+from exporter.parity.peaks import overflows
+from exporter.parity.schema import Case, OutputMeasurement, PeakRow, Run
 from exporter.parity.structure import declared_faults, output_faults
 
 if TYPE_CHECKING:
@@ -52,13 +53,13 @@ class Opened:
         self.weights = record.dtype if record.dtype in STORED else "float32"
         self.arithmetic = self.weights if self.weights in FLOATS else "float32"
 
-    def __call__(self) -> Runner:
+    def __call__(self, *, peaks: bool = False) -> Runner:
         from exporter.targets.base import RunOptions
 
         runner = self.target.open(
             self.root,
             self.record,
-            RunOptions(precision_hint=self.hint, threads=self.threads, trust=self.trust),
+            RunOptions(precision_hint=self.hint, threads=self.threads, trust=self.trust, peaks=peaks),
         )
         if runner.precision in FLOATS:
             self.arithmetic = str(runner.precision)
@@ -67,12 +68,22 @@ class Opened:
 
 @dataclass
 class Replay:
-    """What one way of running the artifact gave: a case each, and the outputs of those without fault."""
+    """What one way of running the artifact gave: a case each, and the outputs of those without fault.
+
+    Attributes:
+        faults: Of the file, whichever way it is run.
+        overflows: Of this way of running it.
+        same_as: The arithmetic for which nothing was run, as asked.
+        not_checked: Why nothing here can run it.
+    """
 
     cases: list[Case] = field(default_factory=list)
     outputs: list[dict[str, np.ndarray]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    peaks: list[PeakRow] = field(default_factory=list)
+    overflows: list[str] = field(default_factory=list)
     same_as: str | None = None
+    not_checked: str | None = None
 
 
 def replay(
@@ -90,7 +101,10 @@ def replay(
     """
     result = Replay()
     try:
-        runner = opened()
+        runner = opened(peaks=True)
+    except BackendMissing as error:
+        result.not_checked = error.message
+        return result
     except Exception as error:
         result.faults.append(f"the artifact does not open: {_sentence(error)}")
         return result
@@ -105,6 +119,9 @@ def replay(
             result.cases.append(measured)
             result.outputs.append(outputs)
             tick(f"{case.label} in the artifact ({opened.arithmetic})")
+        result.peaks = [PeakRow(**vars(peak)) for peak in runner.peaks()]
+        if opened.arithmetic == "float16":
+            result.overflows = overflows(result.peaks)
     return result
 
 
@@ -125,7 +142,7 @@ def measure(
         truths: float64 outputs of the reference for every case.
     """
     run = Run(mode=mode, precision_hint=opened.hint, weights=opened.weights, arithmetic=opened.arithmetic)
-    run.cases = played.cases
+    run.cases, run.peaks, run.problems = played.cases, played.peaks, played.overflows
     if any(t.name == "timestep" and "int" in t.dtype for t in opened.record.inputs):
         run.note = "takes whole timesteps only: schedulers with fractional ones (Euler, LMS) are not covered"
     if not any(played.outputs):

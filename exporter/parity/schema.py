@@ -101,28 +101,6 @@ class Case(Part):
     seconds: float = 0.0
 
 
-class Run(Part):
-    """All cases of a component in one way of running it.
-
-    Attributes:
-        mode: `graph`: arithmetic as exact as the runtime offers. `default`: as clients run it.
-        precision_hint: What was asked of the runtime.
-        weights / arithmetic: Dtypes the noise floor was measured at.
-        gates: Whether an excess decides the verdict. Not so for a runtime's own default where the
-            manifest names another precision to run under: that is reported beside the verdict.
-            Structural faults and values that are not finite always decide.
-        note: What a reader should know about this run.
-    """
-
-    mode: Literal["graph", "default"]
-    precision_hint: str
-    weights: str
-    arithmetic: str
-    gates: bool = True
-    cases: list[Case] = Field(default_factory=list)
-    note: str | None = None
-
-
 class Worst(Part):
     """The measurement closest to (or furthest beyond) its limit."""
 
@@ -135,6 +113,60 @@ class Worst(Part):
     limit: float
     ratio: float
     index: list[int]
+
+
+class PeakRow(Part):
+    """The largest magnitude of one value over all cases; fields as in `targets.base.Peak`."""
+
+    value: str
+    operation: str
+    module: str | None = None
+    peak: float
+    limit: float | None = None
+
+
+class Run(Part):
+    """All cases of a component in one way of running it, and the verdict on this way alone.
+
+    Attributes:
+        mode: `graph`: arithmetic as exact as the runtime offers. `default`: as clients run it.
+        precision_hint: What was asked of the runtime.
+        weights / arithmetic: Dtypes the noise floor was measured at.
+        gates: Whether an excess decides the verdict. Not so for a runtime's own default where the
+            manifest names another precision to run under: that is reported beside the verdict.
+            Structural faults and values that are not finite always decide.
+        note: What a reader should know about this run.
+        peaks: Largest magnitudes in order of execution, where the format shows them.
+        problems: Faults of this run that belong to no case: an overflow.
+        verdict / worst: As `verdict.judge` found them; of a run that does not gate, what it would say.
+    """
+
+    mode: Literal["graph", "default"]
+    precision_hint: str
+    weights: str
+    arithmetic: str
+    gates: bool = True
+    cases: list[Case] = Field(default_factory=list)
+    note: str | None = None
+    peaks: list[PeakRow] = Field(default_factory=list)
+    problems: list[str] = Field(default_factory=list)
+    verdict: Verdict = "INCONCLUSIVE"
+    worst: Worst | None = None
+
+    @property
+    def title(self) -> str:
+        """What was run, in words: `the graph: float32 arithmetic on float16 weights`."""
+        how = "the graph" if self.mode == "graph" else "as it runs by default"
+        weights = "" if self.weights == self.arithmetic else f" on {self.weights} weights"
+        return f"{how}: {self.arithmetic} arithmetic{weights}"
+
+    @property
+    def largest(self) -> PeakRow | None:
+        """The peak closest to what its dtype holds; NaN counts as beyond it."""
+        bounded = [row for row in self.peaks if row.limit is not None]
+        return max(
+            bounded or self.peaks, key=lambda r: math.inf if math.isnan(r.peak) else r.peak, default=None
+        )
 
 
 class ModuleRow(Part):

@@ -86,6 +86,8 @@ def judge_component(component: ComponentReport, k: float) -> None:
     warnings: list[str] = []
     for run in component.runs:
         problems, excesses, unsure, worst = judge_run(run, k)
+        run.worst = worst
+        run.verdict = "FAIL" if problems or excesses else "PASS" if worst and not unsure else "INCONCLUSIVE"
         failures += problems
         (failures if run.gates else warnings).extend(excesses)
         open_questions += unsure
@@ -94,7 +96,7 @@ def judge_component(component: ComponentReport, k: float) -> None:
     if not any(run.mode == "graph" and run.cases for run in component.runs):
         open_questions.append("nothing was run")
     component.worst_by_mode = worst_by_mode
-    gating = [w for w, run in zip(worst_by_mode, component.runs, strict=False) if run.gates]
+    gating = [run.worst for run in component.runs if run.gates and run.worst is not None]
     component.worst = max(gating, key=lambda w: _key(w.ratio), default=None)
     component.warnings = warnings
     component.reasons = failures + open_questions
@@ -122,6 +124,7 @@ def judge_run(run: Run, k: float) -> tuple[list[str], list[str], list[str], Wors
     worst: Worst | None = None
     typical = typical_floors(run)
     where = "" if run.mode == "graph" else f" ({run.mode} precision, {run.arithmetic})"
+    failures += run.problems
     for case in run.cases:
         failures += [f"{case.label}{where}: {problem}" for problem in case.problems]
         if case.not_checked:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from exporter.artifact import Artifact, VerificationRecord, now
 from exporter.errors import UsageError
+from exporter.parity.peaks import peak_record
 from exporter.parity.schema import REPORT_NAME, ComponentReport, PipelineReport, Report, Run, Settings
 from exporter.parity.verdict import judge
 from exporter.progress import NullProgress, Progress
@@ -92,10 +93,13 @@ def verify(
     """
     from exporter.checkpoints.published import artifact_folder
     from exporter.parity.foreign import describe, has_manifest
+    from exporter.parity.unchecked import is_compiled, unjudged
 
     shown_path = shown_path or str(artifact.root if isinstance(artifact, Artifact) else artifact)
     if not isinstance(artifact, Artifact):
         artifact = artifact_folder(artifact, progress=progress)
+        if is_compiled(artifact):
+            return unjudged(artifact, shown_path, Path(report_dir) if report_dir is not None else None)
     ours = isinstance(artifact, Artifact) or has_manifest(artifact)
     if isinstance(artifact, Artifact):
         opened = artifact
@@ -166,6 +170,7 @@ class _Job:
 
     def run(self) -> Report:
         from exporter.parity.environment import environment, peak_memory
+        from exporter.parity.unchecked import unchecked_parts
 
         painted, no_paint = self._paint_reference()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -187,6 +192,8 @@ class _Job:
             report.components.append(component_report)
             captured[record.name] = cases
             openers[record.name] = opened
+        if self.settings.components is None:
+            report.components += unchecked_parts(self.target, self.artifact.root)
         if self.settings.pipeline:
             default_runs = [r for c in report.components for r in c.runs if r.mode == "default"]
             report.pipeline = self._pipeline(painted, no_paint, openers, default_runs)
@@ -282,6 +289,7 @@ class _Job:
             run.gates = mode == "graph" or record.details.get("precision_hint") != "f32"
             report.runs.append(run)
             report.problems += [f for f in played.faults if f not in report.problems]
+            report.not_checked = report.not_checked or played.not_checked
             openers[mode] = opened
         report.seconds = round(time.perf_counter() - started, 3)
         return report, cases, openers
@@ -344,13 +352,15 @@ class _Job:
 
         by_name = {c.name: c for c in self.components}
         for part in report.components:
-            opened = openers.get(part.name, {}).get("graph")
+            failed = [run.mode for run in part.runs if run.gates and run.verdict == "FAIL"]
+            mode = failed[0] if failed else "graph"
+            opened = openers.get(part.name, {}).get(mode)
             if part.verdict != "FAIL" or opened is None:
                 continue
             tick = self._task(f"looking for the first bad module of {part.name}", 1)
             try:
                 part.bisection = bisect(
-                    by_name[part.name], opened, part, captured[part.name], self.settings.k, tick
+                    by_name[part.name], opened, part, captured[part.name], self.settings.k, tick, mode
                 )
             except Exception as error:  # the verdict stands without it
                 text = f"The search for the first bad module stopped: {type(error).__name__}: {error}"
@@ -379,6 +389,7 @@ class _Job:
             digest=self.digest,
             summary=report.summary,
             components={c.name: c.verdict for c in report.components},
+            peaks={c.name: peak for c in report.components if (peak := peak_record(c)) is not None},
         )
         self.artifact.save()
 

@@ -96,12 +96,35 @@ class RunOptions:
             `default` leaves the choice to the runtime, as most clients do.
         threads: Intra-op threads; None is the runtime's default.
         trust: Open files that are programs even when they were not made here (`exporter.trust`).
+        peaks: Note the largest magnitude of every computed value, where the format shows them
+            (`Runner.peaks`).
     """
 
     device: str | None = None
     precision_hint: PrecisionHint = "f32"
     threads: int | None = None
     trust: bool = False
+    peaks: bool = False
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest magnitude that one value of a graph reached.
+
+    Attributes:
+        value: Its name in the graph.
+        operation: The kind of operation that computes it.
+        module: The module of the component in whose code that happens, as diffusers names it; empty in
+            the component's own code, None where the file does not say.
+        peak: Before it is rounded to the value's dtype; NaN when the value held one.
+        limit: The largest number of that dtype where it is a narrow one (65504 of float16), else None.
+    """
+
+    value: str
+    operation: str
+    module: str | None
+    peak: float
+    limit: float | None
 
 
 @dataclass(frozen=True)
@@ -162,6 +185,11 @@ class Runner(ABC):
     ) -> dict[str, np.ndarray]:
         """The output of each named module in one run. Only names from `module_names()`."""
         raise NotImplementedError(f"{type(self).__name__} gives no intermediate outputs")
+
+    def peaks(self) -> list[Peak]:
+        """Of every value computed since it was opened, in order of execution; empty unless
+        `RunOptions.peaks` asked for it and the format can tell."""
+        return []
 
     def client_faults(self) -> list[str]:
         """What the format's own clients would refuse of this file, one sentence each. Each is a FAIL."""
@@ -235,12 +263,18 @@ class Target(ABC):
         """How to run a published artifact, for its model card; the clients of the format come first."""
         return [exporter_client(repo, self.extra, trust=self.executable)]
 
+    def unchecked(self, root: Path) -> dict[str, str]:
+        """What belongs to an artifact and cannot be judged on this system: its path → why, and what to do.
+        Each makes the verdict INCONCLUSIVE."""
+        return {}
+
     @abstractmethod
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         """Open one exported component from disk.
 
         Raises:
             ArtifactError: It is missing or damaged.
+            BackendMissing: Nothing on this system can run it.
             UntrustedArtifact: It is a program that was not made here, and `options.trust` is off.
         """
 

@@ -114,3 +114,22 @@ def test_stored_results_are_used_and_damaged_ones_are_not(
     files[0].write_bytes(files[0].read_bytes()[:50])
     mended = evaluate(component, [case], **how)[0]
     assert all(torch.equal(first[n], mended[n]) for n in first)
+
+
+def test_a_float16_convolution_is_rounded_as_pytorch_rounds_it() -> None:
+    """Against PyTorch's own loop over float16, and a convolution in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 9, 8, generator=generator).half()
+    weight, bias = (
+        torch.randn(8, 16, 3, 3, generator=generator).half(),
+        torch.randn(8, generator=generator).half(),
+    )
+    truth = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    slow = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+    with torch.no_grad(), arithmetic._FastHalfConvolutions():
+        fast = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+        assert torch.nn.functional.conv2d(x.float(), weight.float(), padding=1).dtype == torch.float32
+    assert fast.dtype == torch.float16 and fast.shape == slow.shape
+    errors = [float((result.double() - truth).norm() / truth.norm()) for result in (fast, slow)]
+    assert 1e-5 < errors[0] < 4e-4 and errors[0] == pytest.approx(errors[1], rel=0.05)
+    assert float((fast.double() - slow.double()).abs().max()) < 2 * 2.0**-10 * float(truth.abs().max())

@@ -76,11 +76,13 @@ def _run(run: Run, k: float) -> dict[str, Any]:
     from exporter.parity.metrics import histogram_edges
     from exporter.parity.report.svg import histogram
 
-    how = "The graph" if run.mode == "graph" else "As it runs by default"
-    weights = "" if run.weights == run.arithmetic else f" on {run.weights} weights"
     outputs = [output for case in run.cases for output in case.outputs]
     return {
-        "title": f"{how}: {run.arithmetic} arithmetic{weights}",
+        "title": run.title[0].upper() + run.title[1:],
+        "verdict": run.verdict,
+        "gates": run.gates,
+        "problems": run.problems,
+        "peaks": sorted(run.peaks, key=lambda r: math.inf if math.isnan(r.peak) else r.peak, reverse=True),
         "note": run.note,
         "arithmetic": run.arithmetic,
         "cases": run.cases,

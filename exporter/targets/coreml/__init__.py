@@ -59,6 +59,11 @@ class CoremlTarget(Target):
 
         return CoremlRunner(root / component.entry, component.name, options or RunOptions())
 
+    def unchecked(self, root: Path) -> dict[str, str]:
+        from exporter.targets.coreml.native import unchecked
+
+        return unchecked(root)
+
 
 def load(path: str | Path, **options: Any) -> Model:
     """Open a package in the reference interpreter: `load(path).predict(inputs)`.

@@ -20,7 +20,7 @@ from exporter.targets.coreml.layout import (
     layout_of,
     package_name,
 )
-from exporter.targets.coreml.modules import Captured, Leaving, capture, module_values
+from exporter.targets.coreml.modules import Captured, Leaving, capture, module_values, paths_of
 from exporter.targets.coreml.options import CoremlOptions
 from exporter.targets.coreml.package import SCALARS_KEY
 
@@ -33,6 +33,7 @@ LIBRARIES = 1200 << 20
 WEIGHT_COPIES = 1.6
 """Peak memory over the float32 weights: 6.5 GB for the 3.4 GB of Stable Diffusion 1.5's UNet."""
 MODULES_KEY = "exporter.modules"
+OWNERS_KEY = "exporter.owners"
 DATE_KEY = "com.github.apple.coremltools.conversion_date"
 
 
@@ -62,7 +63,11 @@ def export(
     progress.start(f"{component.name}: converting")
     model, scalars = frontend.convert(captured.program, layout, options)
     describe(model, component, layout, options)
-    notes = {MODULES_KEY: module_map(captured, model), SCALARS_KEY: scalars}
+    notes = {
+        MODULES_KEY: module_map(captured, model),
+        OWNERS_KEY: owners(captured, model),
+        SCALARS_KEY: scalars,
+    }
     for key, note in notes.items():
         model.user_defined_metadata[key] = json.dumps(note, separators=(",", ":"))
     progress.start(f"{component.name}: writing")
@@ -116,6 +121,29 @@ def module_map(captured: Captured, model: Any) -> dict[str, list[str]]:
         name = _value_of(leaving, operations)
         if name is not None:
             result[path] = [name, "bc1s" if path in captured.channels_first else ""]
+    return result
+
+
+def owners(captured: Captured, model: Any) -> dict[str, list[str]]:
+    """Module path → the values of the program that its own code computes ("" is the component's code).
+
+    What a pass made of several nodes belongs to the last of them; what it made of none (the cast of an
+    output) to the component.
+    """
+    from exporter.targets.coreml.frontend import computed, operations_by_handle
+
+    paths = {}
+    for node in captured.program.graph.nodes:
+        around = list(paths_of(node))
+        paths[node.meta["debug_handle"]] = around[-1] if around else ""
+    owner = {str(output.name): "" for operation in computed(model) for output in operation.outputs}
+    for handle, operations in sorted(operations_by_handle(model).items()):
+        for operation in operations:
+            for output in operation.outputs:
+                owner[str(output.name)] = paths.get(handle, "")
+    result: dict[str, list[str]] = {}
+    for name, path in owner.items():
+        result.setdefault(path, []).append(name)
     return result
 
 

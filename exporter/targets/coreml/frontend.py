@@ -171,12 +171,16 @@ def operations_by_handle(model: Any) -> dict[int, list[Any]]:
     from coremltools.converters.mil.mil.scope import ScopeSource
 
     result: dict[int, list[Any]] = {}
-    for op in model._mil_program.functions["main"].operations:
-        handles = op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or []
-        for handle in handles:
-            if handle is not None and op.op_type != "const":
+    for op in computed(model):
+        for handle in op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or []:
+            if handle is not None:
                 result.setdefault(int(handle), []).append(op)
     return result
+
+
+def computed(model: Any) -> list[Any]:
+    """The operations of the converted program, constants left out."""
+    return [op for op in model._mil_program.functions["main"].operations if op.op_type != "const"]
 
 
 @contextlib.contextmanager

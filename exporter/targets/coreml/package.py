@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from exporter.artifact import MAX_NAME
 from exporter.errors import ArtifactError
 
 MANIFEST = "Manifest.json"
 DATA = "Data"
+COMPILED = ".mlmodelc"
 MODEL_PATH = "@model_path/"
 """Prefix of weight files in a specification: the folder of the specification itself."""
 SCALARS_KEY = "exporter.scalars"
@@ -49,7 +51,7 @@ class Package:
         try:
             noted = json.loads(self.metadata.get(SCALARS_KEY, "{}"))
             return {str(name): float(value) for name, value in noted.items()}
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
 
@@ -59,7 +61,7 @@ def open_package(path: Path) -> Package:
     Raises:
         ArtifactError: It is missing, truncated, of an unknown version, no ML program, or points outside.
     """
-    if path.suffix == ".mlmodelc":
+    if path.suffix == COMPILED:
         raise ArtifactError(
             f"{path.name} is a compiled model, which only Core ML itself can open.",
             hint="Give the .mlpackage it was compiled from.",
@@ -77,7 +79,7 @@ def _model_file(path: Path) -> Path:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path.name} has no readable {MANIFEST}: {error!r}.") from error
     model = inside(path / DATA, str(entry), f"{path.name}: the manifest's root model")
     if not model.is_file():
@@ -144,6 +146,7 @@ def inside(folder: Path, relative: str, what: str) -> Path:
     """
     pure = PurePosixPath(relative)
     bad = not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative
+    bad = bad or not relative.isprintable() or max(map(len, pure.parts), default=0) > MAX_NAME
     path = folder / relative
     if bad or not path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(

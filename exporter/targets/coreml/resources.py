@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.targets.coreml.export import compile_command, model_id
 from exporter.targets.coreml.layout import RESOURCE_NAMES, RESOURCES, package_name
+from exporter.targets.coreml.native import compiled_models, has_core_ml
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
@@ -38,9 +38,10 @@ def write_resources(checkpoint: Checkpoint, components: Sequence[Component], sta
     script = folder / SCRIPT
     script.write_text(compile_script(model_id(checkpoint), [c.name for c in components]), encoding="utf-8")
     files.append(script)
-    if sys.platform == "darwin":  # pragma: no cover - needs a Mac
+    if has_core_ml():
         subprocess.run(["/bin/sh", str(script)], check=True)
-        files += [path for path in folder.rglob("*") if path.is_file() and ".mlmodelc" in str(path)]
+        for compiled in compiled_models(staging).values():
+            files += sorted(path for path in compiled.rglob("*") if path.is_file())
     return files
 
 

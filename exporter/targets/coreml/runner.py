@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,27 +11,20 @@ import numpy as np
 
 from exporter.artifact import TensorRecord
 from exporter.errors import ArtifactError, BackendMissing, UsageError
-from exporter.targets.base import Runner, RunOptions
-from exporter.targets.coreml.export import MODULES_KEY
+from exporter.targets.base import Peak, Runner, RunOptions
+from exporter.targets.coreml.export import MODULES_KEY, OWNERS_KEY
 from exporter.targets.coreml.interpreter import Feature, Mode, Model
-from exporter.targets.coreml.interpreter.machine import LARGEST_HALF, Peaks
+from exporter.targets.coreml.interpreter.peaks import LARGEST_HALF, Peaks
 from exporter.targets.coreml.layout import INPUTS, OUTPUTS, Binding, our_shape, to_apple
-from exporter.targets.coreml.package import Package, open_package
-
-UNITS = {
-    "all": "ALL",
-    "cpu": "CPU_ONLY",
-    "gpu": "CPU_AND_GPU",
-    "ne": "CPU_AND_NE",
-}
-INTERPRETER = "interpreter"
+from exporter.targets.coreml.native import CoreMl, use_core_ml
+from exporter.targets.coreml.package import COMPILED, Package, open_package
 
 
 class Backend(Protocol):
     """Whatever computes a package."""
 
     def predict(
-        self, inputs: Mapping[str, np.ndarray], *, keep: Sequence[str] = (), peaks: bool = False
+        self, inputs: Mapping[str, np.ndarray], *, keep: Sequence[str] = (), peaks: Peaks | None = None
     ) -> dict[str, np.ndarray]: ...
 
 
@@ -52,7 +44,7 @@ class CoremlRunner(Runner):
 
     Raises:
         ArtifactError: The package is missing, damaged, or has an operation that is unknown.
-        BackendMissing: The device is not here.
+        BackendMissing: The device is not here, or the file is a compiled model.
         UsageError: Core ML has no such precision.
     """
 
@@ -61,6 +53,11 @@ class CoremlRunner(Runner):
             raise ArtifactError(f"{path.name}: Apple's runners know no component {component!r}.")
         if options.precision_hint == "bf16":
             raise UsageError("Core ML computes in float16 or float32, not in bfloat16.")
+        if path.suffix == COMPILED:
+            raise BackendMissing(
+                f"{path.name} is a compiled model, which only Core ML itself can open.",
+                hint="Give the .mlpackage it was compiled from.",
+            )
         self.path, self.component = path, component
         package = open_package(path)
         stored = weight_dtype(package)
@@ -71,19 +68,29 @@ class CoremlRunner(Runner):
         mode: Mode = "emulate" if half else "unrounded" if stored == "float16" else "exact"
         self._model = Model(package, mode)
         self._backend: Backend = (
-            CoreMl(path, package, options) if native and (half or stored == "float32") else self._model
+            CoreMl(package, component, options) if native and (half or stored == "float32") else self._model
         )
         self._modules = module_map(package, self._model)
+        self._owners = owner_map(package)
+        self._peaks = Peaks() if options.peaks else None
         self._inputs = bound(self._model.inputs, INPUTS[component])
         self._outputs = bound(self._model.outputs, OUTPUTS[component])
         self.inputs = tuple(record(f, b, is_input=True) for f, b in self._inputs)
         self.outputs = tuple(record(f, b, is_input=False) for f, b in self._outputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One forward pass; when float16 overflows on the way to an output, the operation is named."""
+        """One forward pass.
+
+        When float16 overflows on the way to an output, the operation is named, unless peaks are noted:
+        then they tell.
+        """
         given = self._apple(inputs)
+        if self._peaks is not None and self._backend is self._model:
+            return self._ours(self._model.predict(given, peaks=self._peaks))
         outputs = self._backend.predict(given)
-        if self._model.mode == "emulate" and not all(np.isfinite(a).all() for a in outputs.values()):
+        if self._peaks is not None:
+            self._model.predict(given, peaks=self._peaks)
+        elif self._model.mode == "emulate" and not all(np.isfinite(a).all() for a in outputs.values()):
             self._name_overflow(given)
         return self._ours(outputs)
 
@@ -92,13 +99,15 @@ class CoremlRunner(Runner):
         Raises:
             RuntimeError: A finite value does not fit float16.
         """
-        self._model.predict(given, peaks=True)
-        found = self._model.peaks.overflowing() if self._model.peaks is not None else []
-        if found and np.isfinite(found[0][2]):
-            name, kind, peak = found[0]
+        peaks = Peaks()
+        self._model.predict(given, peaks=peaks)
+        found = peaks.overflowing()
+        if found and np.isfinite(found[0].peak):
+            first = found[0]
+            module = self._owners.get(first.value)
             raise RuntimeError(
-                f"float16 overflows: {kind} {name!r} reaches {peak:.3g}, float16 holds {LARGEST_HALF:.0f}; "
-                "convert with --dtype float32"
+                f"float16 overflows: {first.operation} {first.value!r}{f' in {module}' if module else ''} "
+                f"reaches {first.peak:.3g}, float16 holds {LARGEST_HALF:.0f}; convert with --dtype float32"
             )
 
     def module_names(self) -> list[str]:
@@ -123,11 +132,19 @@ class CoremlRunner(Runner):
             result[name] = array.squeeze(2).swapaxes(1, 2) if layout == "bc1s" else array
         return result
 
-    def peaks(self, inputs: Mapping[str, np.ndarray]) -> Peaks:
-        """The largest magnitude of every value in one run in the interpreter."""
-        self._model.predict(self._apple(inputs), peaks=True)
-        assert self._model.peaks is not None
-        return self._model.peaks
+    def peaks(self) -> list[Peak]:
+        """Always from the interpreter, also where Core ML gives the outputs."""
+        noted = self._peaks.values.values() if self._peaks is not None else ()
+        return [
+            Peak(
+                value=found.value,
+                operation=found.operation,
+                module=self._owners.get(found.value),
+                peak=found.peak,
+                limit=LARGEST_HALF if found.dtype == "float16" else None,
+            )
+            for found in noted
+        ]
 
     def client_faults(self) -> list[str]:
         from exporter.targets.coreml.lint import lint
@@ -163,46 +180,6 @@ class CoremlRunner(Runner):
         }
 
 
-class CoreMl:  # pragma: no cover - needs a Mac
-    """Core ML itself. Written against coremltools' documentation; it runs on macOS only."""
-
-    def __init__(self, path: Path, package: Package, options: RunOptions) -> None:
-        from exporter.targets.coreml.frontend import coremltools
-
-        ct = coremltools()
-        wanted = options.device or package.metadata.get("exporter.compute_units", "all")
-        units = UNITS.get(wanted.lower().removeprefix("cpu_and_").removesuffix("_only"))
-        if units is None:
-            raise BackendMissing(f"Core ML has no device {wanted!r}; it has: {', '.join(UNITS)}.")
-        self._model = ct.models.MLModel(str(path), compute_units=getattr(ct.ComputeUnit, units))
-
-    def predict(
-        self, inputs: Mapping[str, np.ndarray], *, keep: Sequence[str] = (), peaks: bool = False
-    ) -> dict[str, np.ndarray]:
-        if keep or peaks:
-            raise RuntimeError("Core ML shows no values between input and output.")
-        return dict(self._model.predict(dict(inputs)))
-
-
-def use_core_ml(options: RunOptions) -> bool:
-    """Whether a device asks for Core ML itself.
-
-    Raises:
-        BackendMissing: It does, and there is none.
-    """
-    device = (options.device or "").lower()
-    if device == INTERPRETER:
-        return False
-    if sys.platform == "darwin":  # pragma: no cover - needs a Mac
-        return True
-    if device not in ("", "cpu"):
-        raise BackendMissing(
-            f"There is no Core ML device {options.device!r} on this system.",
-            hint="Core ML needs a Mac; here packages run in the interpreter, on the CPU.",
-        )
-    return False
-
-
 def weight_dtype(package: Package) -> str:
     """float16 if most of the weights' numbers are, else float32; compressed ones count by their scale."""
     counts = {"float16": 0, "float32": 0}
@@ -221,7 +198,7 @@ def module_map(package: Package, model: Model) -> dict[str, tuple[str, str]]:
     """Module path → (value, layout), as the export noted it, for values that the program makes."""
     try:
         noted: Any = json.loads(package.metadata.get(MODULES_KEY, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(noted, dict):
         return {}
@@ -229,8 +206,17 @@ def module_map(package: Package, model: Model) -> dict[str, tuple[str, str]]:
     return {
         path: (entry[0], entry[1])
         for path, entry in noted.items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] in made
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and entry[0] in made
     }
+
+
+def owner_map(package: Package) -> dict[str, str]:
+    """Value → the module in whose code it is computed, as the export noted it."""
+    try:
+        noted: Any = json.loads(package.metadata.get(OWNERS_KEY, "{}"))
+        return {str(value): str(path) for path, values in noted.items() for value in values}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def bound(features: Sequence[Feature], bindings: Sequence[Binding]) -> list[tuple[Feature, Binding | None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 pytest.importorskip("coremltools")
 
 from exporter.architectures import Component, components_of
-from exporter.artifact import ComponentRecord, hash_files
+from exporter.artifact import Artifact, ComponentRecord, Manifest, SourceRecord, hash_files
 from exporter.checkpoints import resolve
+from exporter.parity import Report, verify
 from exporter.progress import NullProgress
 from exporter.targets import RunOptions
 from exporter.targets.coreml import CoremlOptions, CoremlTarget
@@ -72,3 +75,33 @@ def single(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """UNet and text encoder in float32, attention left to coremltools."""
     root = tmp_path_factory.mktemp("coreml32")
     return export(tiny, root, ("text_encoder", "unet"), dtype="float32", attention="original")
+
+
+def as_artifact(exported: Exported, root: Path, names: Sequence[str]) -> Artifact:
+    """Some of the packages, copied below a manifest of their own."""
+    root.mkdir(parents=True)
+    checkpoint = exported.components[names[0]].checkpoint
+    for name in names:
+        shutil.copytree(exported.package(name), root / exported.records[name].entry)
+    artifact = Artifact(
+        root,
+        Manifest(
+            target="coreml",
+            source=SourceRecord(source=checkpoint.source, pipeline_class=checkpoint.pipeline_class),
+            components=[exported.records[name] for name in names],
+        ),
+    )
+    artifact.save()
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def truths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of truths and floors for every verification."""
+    return tmp_path_factory.mktemp("truths")
+
+
+def judge(artifact: Artifact, truths: Path, **settings: Any) -> Report:
+    """Verify, components only."""
+    few: dict[str, Any] = {"steps": 2, "samples": 2, "prompts": ["a red star"], "pipeline": False}
+    return verify(artifact.root, cache=truths, **(few | settings))

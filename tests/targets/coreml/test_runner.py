@@ -9,7 +9,7 @@ import torch
 from exporter.architectures import Size
 from exporter.errors import BackendMissing, UsageError
 from exporter.targets.coreml.interpreter import load
-from exporter.targets.coreml.interpreter.machine import Peaks
+from exporter.targets.coreml.interpreter.peaks import Peaks
 from tests.targets.coreml.conftest import Exported
 
 
@@ -114,15 +114,42 @@ def test_modes_differ_only_by_rounding(half: Exported) -> None:
 
 
 def test_peaks_name_what_float16_cannot_hold(half: Exported) -> None:
+    given = arrays(unet_inputs(half))
+    with half.open("unet", precision_hint="f16", peaks=True) as runner:
+        assert runner.peaks() == []
+        plain = runner.run(given)
+        found = runner.peaks()
+        louder = runner.run(given | {"sample": given["sample"] * 50})
+        later = {peak.value: peak for peak in runner.peaks()}
     with half.open("unet", precision_hint="f16") as runner:
-        peaks = runner.peaks(arrays(unet_inputs(half)))
-        assert len(peaks.values) > 100 and peaks.overflowing() == []
-        assert "conv" in {kind for kind, _ in peaks.values.values()}
+        assert runner.run(given)["out_sample"].tobytes() == plain["out_sample"].tobytes()
+        assert runner.peaks() == []
+    assert len(found) > 100 and all(np.isfinite(peak.peak) for peak in found)
+    assert {"conv", "einsum", "softmax", "silu"} <= {peak.operation for peak in found}
+    assert not {"reshape", "transpose", "concat"} & {peak.operation for peak in found}
+    assert {peak.limit for peak in found} == {None, 65504.0}  # the sine of the timestep stays float32
+    assert (
+        all(later[peak.value].peak >= peak.peak for peak in found) and np.isfinite(louder["out_sample"]).all()
+    )
+    attention = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    owners = {peak.operation for peak in found if peak.module == attention}
+    assert {"einsum", "softmax"} <= owners
+    assert {peak.operation for peak in found if peak.module == f"{attention}.to_q"} == {"conv"}
+    softmax = [peak.peak for peak in found if peak.operation == "softmax"]
+    assert all(0 < peak <= 1 for peak in softmax)
+
+
+def test_peaks_are_noted_over_runs() -> None:
     noted = Peaks()
-    noted.note("a", "mul", torch.tensor([1.0, -70000.0]))
-    noted.note("b", "add", torch.tensor([float("nan")]))
-    noted.note("c", "add", torch.tensor([65504.0]))
-    assert [name for name, _, _ in noted.overflowing()] == ["a", "b"]
+    noted.note("a", "mul", "float16", torch.tensor([1.0, -70000.0]))
+    noted.note("a", "mul", "float16", torch.tensor([3.0]))
+    noted.note("b", "add", "float16", torch.tensor([float("nan")]))
+    noted.note("b", "add", "float16", torch.tensor([1.0]))
+    noted.note("c", "add", "float16", torch.tensor([65504.0]))
+    noted.note("d", "add", "float32", torch.tensor([70000.0]))
+    noted.note("e", "reshape", "float16", torch.tensor([70000.0]))
+    assert [found.value for found in noted.overflowing()] == ["a", "b"]
+    assert noted.values["a"].peak == 70000.0 and "e" not in noted.values
 
 
 def test_read_only_arrays_are_taken(half: Exported) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from exporter.errors import ArtifactError
-from exporter.targets.coreml.interpreter.machine import Mode, Peaks, Program
+from exporter.targets.coreml.interpreter.machine import Mode, Program
+from exporter.targets.coreml.interpreter.peaks import Peaks
 from exporter.targets.coreml.interpreter.values import Constants
 from exporter.targets.coreml.package import Package, open_package
 
@@ -50,7 +51,6 @@ class Model:
     Attributes:
         inputs / outputs: As the package declares them.
         package: The files.
-        peaks: Largest magnitudes of the last `predict`, if it was asked for them.
     """
 
     def __init__(self, package: Package, mode: Mode, function: str = "main") -> None:
@@ -79,17 +79,16 @@ class Model:
                 raise ArtifactError(
                     f"{package.path.name} declares an output {feature.name!r} that its program lacks."
                 )
-        self.peaks: Peaks | None = None
 
     def predict(
-        self, inputs: Mapping[str, np.ndarray], *, keep: Sequence[str] = (), peaks: bool = False
+        self, inputs: Mapping[str, np.ndarray], *, keep: Sequence[str] = (), peaks: Peaks | None = None
     ) -> dict[str, np.ndarray]:
         """One forward pass.
 
         Args:
             inputs: By name, in the declared dtype and shape (`unrounded` also takes float32 for float16).
             keep: Values of the program to return as well, by their MIL names.
-            peaks: Whether to note the largest magnitudes.
+            peaks: Noted there: the largest magnitude of every computed value.
 
         Raises:
             ValueError: A missing or unknown input, a wrong dtype or shape.
@@ -101,12 +100,18 @@ class Model:
             name: torch.from_numpy(np.array(value, order="C", copy=None if value.flags.writeable else True))
             for name, value in inputs.items()
         }
-        self.peaks = Peaks() if peaks else None
-        values = self.program.run(tensors, self.mode, keep, self.peaks)
+        values = self.program.run(tensors, self.mode, keep, peaks)
         result = {f.name: self._array(values[f.name], f) for f in self.outputs}
         return result | {name: values[name].float().numpy() for name in keep if name in values}
 
-    def _array(self, tensor: torch.Tensor, feature: Feature) -> np.ndarray:
+    def _array(self, tensor: Any, feature: Feature) -> np.ndarray:
+        if not isinstance(tensor, torch.Tensor):
+            raise ArtifactError(f"{self.package.path.name}: the output {feature.name!r} is no array.")
+        if feature.shape and tuple(tensor.shape) not in feature.shapes:
+            raise ArtifactError(
+                f"{self.package.path.name}: the output {feature.name!r} is declared {list(feature.shape)}, "
+                f"the program gives {list(tensor.shape)}."
+            )
         if self.mode == "unrounded" and feature.dtype == "float16":
             return tensor.float().numpy()
         return tensor.to(getattr(torch, feature.dtype)).numpy()

@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
-from exporter.errors import ArtifactError
+from exporter.errors import ArtifactError, ExporterError
 from exporter.targets.coreml.interpreter import compressed, elementwise, network, shapes
+from exporter.targets.coreml.interpreter.guard import Shape, check_sizes, fits, foreseen
+from exporter.targets.coreml.interpreter.peaks import Peaks
 from exporter.targets.coreml.interpreter.registry import OPERATIONS
+from exporter.targets.coreml.interpreter.rounding import round_to
+from exporter.targets.coreml.interpreter.steps import Given, Step
+from exporter.targets.coreml.interpreter.strips import Strip, with_strips
 from exporter.targets.coreml.interpreter.values import Constants, Value, torch_dtype, type_of
 
 _LOADED = (compressed, elementwise, network, shapes)  # importing them fills the table
 
 Mode = Literal["exact", "emulate", "unrounded"]
 HALF = ("float16", "bfloat16")
-LARGEST_HALF = 65504.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation, ready to run.
-
-    Attributes:
-        inputs: Parameter → name of a value, a tuple of names, or a constant (`Given`).
-        outputs: (name, dtype, shape) as declared.
-        frees: Values that nothing reads after this step.
-    """
-
-    kind: str
-    name: str
-    inputs: dict[str, Any]
-    outputs: tuple[tuple[str, str, tuple[int | None, ...]], ...]
-    frees: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Given:
-    """A constant that stands in an operation itself."""
-
-    value: Value
-
-
-@dataclass
-class Peaks:
-    """The largest magnitude of every floating value, before it is rounded: name → (operation, value)."""
-
-    values: dict[str, tuple[str, float]] = field(default_factory=dict)
-
-    def note(self, name: str, kind: str, tensor: torch.Tensor) -> None:
-        if tensor.is_floating_point() and tensor.numel():
-            self.values[name] = (kind, float(tensor.abs().max()))
-
-    def overflowing(self, limit: float = LARGEST_HALF) -> list[tuple[str, str, float]]:
-        """(value, operation, peak) of everything that float16 cannot hold, in order; NaN counts."""
-        return [(n, kind, peak) for n, (kind, peak) in self.values.items() if not (peak <= limit)]
+HALVES = (torch.float16, torch.bfloat16)
+KEPT_WIDE = 1 << 16
+"""Numbers up to which a constant is kept in float32 between runs; larger ones are widened when needed."""
 
 
 class Program:
@@ -77,13 +46,18 @@ class Program:
         self.inputs = [value.name for value in function.inputs]
         self.outputs = list(block.outputs)
         self.constants: dict[str, Value] = {}
-        steps = [
-            step
-            for number, op in enumerate(block.operations)
-            if (step := self._parse(op, number, constants)) is not None
-        ]
-        self.steps = list(_with_frees(steps, set(self.outputs), set(self.constants)))
-        made = {name for step in steps for name, _, _ in step.outputs} | set(self.inputs)
+        self.steps: list[Step] = []
+        for number, op in enumerate(block.operations):
+            with reading(f"{where}: operation {op.type} (number {number})"):
+                step = self._parse(op, number, constants)
+            if step is not None:
+                self.steps.append(step)
+        self._wide: dict[str, torch.Tensor] = {}
+        outputs = set(self.outputs)
+        with reading(where):
+            drawn = with_strips(self.steps, outputs, self._constant)
+        self._plan = list(_with_frees(drawn, outputs | set(self.constants)))
+        made = {name for step in self.steps for name, _, _ in step.outputs} | set(self.inputs)
         for name in self.outputs:
             if name not in made | set(self.constants):
                 raise ArtifactError(f"{where}: nothing computes the output {name!r}.")
@@ -100,6 +74,7 @@ class Program:
             return None
         if op.type not in OPERATIONS:
             raise ArtifactError(f"{place} is unknown to the interpreter.")
+        check_sizes(outputs, place)
         inputs: dict[str, Any] = {}
         for parameter, argument in op.inputs.items():
             bound = [
@@ -108,11 +83,17 @@ class Program:
                 )
                 for binding in argument.arguments
             ]  # fmt: skip
-            inputs[parameter] = tuple(bound) if parameter == "values" or len(bound) > 1 else bound[0]
+            inputs[parameter] = tuple(bound) if parameter == "values" or len(bound) != 1 else bound[0]
         for parameter, value in op.attributes.items():
             if parameter != "name" and op.type.startswith("constexpr"):  # the iOS 16 forms
                 inputs[parameter] = Given(constants.read(value, f"{place}, {parameter}"))
         return Step(op.type, name, inputs, tuple(outputs))
+
+    def _constant(self, bound: Any) -> Value:
+        """What an input is if it is a constant, else None."""
+        if isinstance(bound, Given):
+            return bound.value
+        return self.constants.get(bound) if isinstance(bound, str) else None
 
     def refine(self, scalars: Mapping[str, float]) -> None:
         """Replace scalar constants by what they were before they were rounded.
@@ -148,32 +129,66 @@ class Program:
         Raises:
             ArtifactError: A value does not have the declared shape or dtype, or an operation fails.
         """
-        values: dict[str, Value] = dict(self.constants)
-        values.update(inputs)
+        values: dict[str, Value] = dict(inputs)
         wanted = set(keep) | set(self.outputs)
-        held = {name: values[name] for name in wanted if name in values}
-        with torch.no_grad():
-            for number, step in enumerate(self.steps):
-                results = self._compute(step, values, mode)
-                for (name, dtype, shape), result in zip(step.outputs, results, strict=True):
-                    if peaks is not None and isinstance(result, torch.Tensor):
-                        peaks.note(name, step.kind, result)
-                    values[name] = self._settle(step, name, dtype, shape, result, mode)
-                    if name in wanted:
-                        held[name] = values[name]
-                for name in step.frees:
+        known = self.constants | values
+        held = {name: known[name] for name in wanted if name in known}
+        with torch.inference_mode():
+            for number, item in enumerate(self._plan):
+                if isinstance(item, Step):
+                    self._run(item, values, mode, peaks)
+                elif wanted.isdisjoint(item.inner):
+                    self._run_strip(item, values, mode, peaks)
+                else:
+                    for step in item.steps:
+                        self._run(step, values, mode, peaks)
+                    held.update({name: values[name] for name in item.inner if name in wanted})
+                    for name in item.inner:
+                        del values[name]
+                held.update({name: values[name] for name, _, _ in item.outputs if name in wanted})
+                for name in item.frees:
                     values.pop(name, None)
                 if tick is not None:
                     tick(number)
         return held
 
-    def _compute(self, step: Step, values: Mapping[str, Value], mode: Mode) -> tuple[Any, ...]:
+    def _run(self, step: Step, values: dict[str, Value], mode: Mode, peaks: Peaks | None) -> None:
         given = {name: self._lookup(bound, values, mode) for name, bound in step.inputs.items()}
+        results = self._compute(step, given, mode, step.outputs[0][2] if step.outputs else ())
+        for (name, dtype, shape), result in zip(step.outputs, results, strict=True):
+            values[name] = self._settle(step, (name, dtype, shape), result, mode, given, peaks)
+
+    def _run_strip(self, strip: Strip, values: dict[str, Value], mode: Mode, peaks: Peaks | None) -> None:
+        """The steps of an attention, over some queries at a time."""
+        fixed = [
+            {p: self._lookup(bound, values, mode, strip.inner) for p, bound in step.inputs.items()}
+            for step in strip.steps
+        ]
+        whole: torch.Tensor | None = None
+        for first, count in strip.ranges():
+            result: Value = None
+            for number, (step, axis) in enumerate(zip(strip.steps, strip.axes, strict=True)):
+                known = fixed[number]
+                given = strip.fill(known, result) if number else strip.cut(known, first, count)
+                ((name, dtype, shape),) = step.outputs
+                part = (*shape[:axis], count, *shape[axis + 1 :])
+                (made,) = self._compute(step, given, mode, part)
+                result = self._settle(step, (name, dtype, part), made, mode, given, peaks)
+            if whole is None:
+                whole = result.new_empty([int(size or 0) for size in strip.outputs[0][2]])
+            whole.narrow(strip.axes[-1], first, count).copy_(result)
+        values[strip.outputs[0][0]] = whole
+
+    def _compute(self, step: Step, given: dict[str, Value], mode: Mode, shape: Shape) -> tuple[Any, ...]:
+        """The results of one step, unless they would not have the declared shape."""
         if step.kind == "cast" and mode != "exact" and given.get("dtype") == "fp16":
             given["dtype"] = "fp32"  # the rounding, where the mode wants it, comes with the declaration
         try:
+            size = foreseen(step.kind, given)
+            if size is not None and not fits(size, shape):
+                raise ArtifactError(f"is declared {list(shape)}, gives {list(size)}.")
             result = OPERATIONS[step.kind](**given)
-        except ArtifactError as error:
+        except ExporterError as error:
             raise ArtifactError(f"{self._place(step)}: {error.message}") from error
         except Exception as error:  # whatever torch says of operands that do not go together
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -185,69 +200,104 @@ class Program:
             )
         return results
 
-    def _lookup(self, bound: Any, values: Mapping[str, Value], mode: Mode) -> Value:
+    def _lookup(
+        self,
+        bound: Any,
+        values: Mapping[str, Value],
+        mode: Mode,
+        absent: Sequence[str] = (),
+    ) -> Value:
         if isinstance(bound, tuple):
-            return tuple(self._lookup(item, values, mode) for item in bound)
-        value = bound.value if isinstance(bound, Given) else values.get(bound)
+            return tuple(self._lookup(item, values, mode, absent) for item in bound)
+        if isinstance(bound, Given):
+            return self._widened(None, bound.value, mode)
+        value = values.get(bound)
+        if value is not None:
+            return value.float() if mode != "exact" and _is_half(value) else value
+        if bound in absent:
+            return None
+        value = self.constants.get(bound)
         if value is None:
             raise ArtifactError(f"{self.where}: the value {bound!r} is used before it is made.")
-        if mode != "exact" and isinstance(value, torch.Tensor) and value.dtype in (
-            torch.float16, torch.bfloat16,
-        ):  # fmt: skip
+        return self._widened(bound, value, mode)
+
+    def _widened(self, name: str | None, value: Value, mode: Mode) -> Value:
+        """A constant in the dtype in which the mode computes; small ones are widened once."""
+        if mode == "exact" or not _is_half(value):
+            return value
+        if name is None or value.numel() > KEPT_WIDE:
             return value.float()
-        return value
+        wide = self._wide.get(name)
+        if wide is None:
+            wide = self._wide[name] = value.float()
+        return wide
 
     def _settle(
-        self, step: Step, name: str, dtype: str, shape: tuple[int | None, ...], result: Any, mode: Mode
+        self,
+        step: Step,
+        declaration: tuple[str, str, Shape],
+        result: Any,
+        mode: Mode,
+        given: Mapping[str, Value],
+        peaks: Peaks | None,
     ) -> Value:
-        """Check one result against its declaration, and round it as the mode wants."""
+        """Check one result against its declaration, note its peak, and round it as the mode wants."""
+        name, dtype, shape = declaration
         if not dtype or not isinstance(result, torch.Tensor):
             return result
         declared = torch_dtype(dtype)
-        got = tuple(result.shape)
-        if len(got) != len(shape) or any(d is not None and d != g for d, g in zip(shape, got, strict=True)):
-            raise ArtifactError(
-                f"{self._place(step)}: {name!r} is declared {list(shape)}, gives {list(got)}."
-            )
+        if not fits(result.shape, shape):
+            got = list(result.shape)
+            raise ArtifactError(f"{self._place(step)}: {name!r} is declared {list(shape)}, gives {got}.")
+        if peaks is not None:
+            peaks.note(name, step.kind, dtype, result)
+        floating = result.is_floating_point()
         if mode == "exact" or not declared.is_floating_point:
-            if (
-                step.kind.startswith("constexpr")
-                and result.is_floating_point()
-                and declared.is_floating_point
-            ):
+            if step.kind.startswith("constexpr") and floating and declared.is_floating_point:
                 return result.to(declared)
             if result.dtype != declared:
-                raise ArtifactError(
-                    f"{self._place(step)}: {name!r} is declared {dtype}, gives "
-                    f"{str(result.dtype).removeprefix('torch.')}."
-                )
+                raise self._mismatch(step, name, dtype, result)
             return result
-        if not result.is_floating_point():
-            raise ArtifactError(
-                f"{self._place(step)}: {name!r} is declared {dtype}, gives "
-                f"{str(result.dtype).removeprefix('torch.')}."
-            )
+        if not floating:
+            raise self._mismatch(step, name, dtype, result)
         if mode == "emulate" and dtype in HALF and result.dtype == torch.float32:
-            return result.to(declared).float()
+            # what is only moved was rounded where it was made
+            return result if step.kind in shapes.MOVES else round_to(result, declared, given.values())
         return result.float()
+
+    def _mismatch(self, step: Step, name: str, dtype: str, result: torch.Tensor) -> ArtifactError:
+        given = str(result.dtype).removeprefix("torch.")
+        return ArtifactError(f"{self._place(step)}: {name!r} is declared {dtype}, gives {given}.")
 
     def _place(self, step: Step) -> str:
         return f"{self.where}: operation {step.kind} {step.name!r}"
 
 
-def _with_frees(steps: Sequence[Step], outputs: set[str], constants: set[str]) -> Iterator[Step]:
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Inside, whatever a damaged file makes the libraries raise becomes one of our errors."""
+    try:
+        yield
+    except ExporterError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        raise ArtifactError(f"{place} cannot be read: {type(error).__name__}: {first}.") from error
+
+
+def _is_half(value: Value) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in HALVES
+
+
+def _with_frees(items: Sequence[Step | Strip], lasting: set[str]) -> Iterator[Step | Strip]:
     """The steps with what each one leaves behind for the last time."""
     last: dict[str, int] = {}
-    for number, step in enumerate(steps):
-        for name, _, _ in step.outputs:
-            last[name] = number
-        for bound in step.inputs.values():
-            for item in bound if isinstance(bound, tuple) else (bound,):
-                if isinstance(item, str):
-                    last[item] = number
+    for number, item in enumerate(items):
+        last.update({name: number for name, _, _ in item.outputs})
+        last.update(dict.fromkeys(item.reads(), number))
     dying: dict[int, list[str]] = {}
     for name, number in last.items():
-        if name not in outputs and name not in constants:
+        if name not in lasting:
             dying.setdefault(number, []).append(name)
-    for number, step in enumerate(steps):
-        yield Step(step.kind, step.name, step.inputs, step.outputs, tuple(dying.get(number, ())))
+    for number, item in enumerate(items):
+        yield replace(item, frees=tuple(dying.get(number, ())))

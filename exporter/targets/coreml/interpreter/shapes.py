@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as functional
 
 from exporter.errors import ArtifactError
-from exporter.targets.coreml.interpreter.registry import flag, flags, number, numbers, operation
+from exporter.targets.coreml.interpreter.registry import OPERATIONS, flag, flags, number, numbers, operation
 
 Tensor = torch.Tensor
 
@@ -199,3 +199,7 @@ def upsample_nearest_neighbor(x: Tensor, scale_factor_height: Any = 1, scale_fac
         return x.repeat_interleave(int(high), dim=-2).repeat_interleave(int(wide), dim=-1)
     size = [int(x.shape[-2] * high), int(x.shape[-1] * wide)]
     return functional.interpolate(x, size=size, mode="nearest")
+
+
+MOVES = frozenset(name for name, function in OPERATIONS.items() if function.__module__ == __name__)
+"""Everything above: no number that comes out was not there before."""
