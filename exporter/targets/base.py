@@ -228,7 +228,7 @@ class Target(ABC):
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""
-        return [exporter_client(repo, self.extra)]
+        return [exporter_client(repo, self.package, trust=self.executable)]
 
     @abstractmethod
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
@@ -256,10 +256,10 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str) ->
     )
 
 
-def exporter_client(repo: str, extra: str) -> Client:
+def exporter_client(repo: str, package: str, *, trust: bool = False) -> Client:
     """`exporter run`, which opens every format."""
-    code = f'exporter run {repo} "{PROMPT}" -o picture.png'
-    return Client("exporter", f'pip install "exporter[{extra}]"', "sh", code)
+    code = f'exporter run {repo} "{PROMPT}" -o picture.png' + (" --trust" if trust else "")
+    return Client("exporter", f'pip install "{package}"', "sh", code)
 
 
 def component_size(component: Component, static: tuple[int, int, int]) -> Size:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component, Size, TensorSpec
 
 DECLARATION = "exporter.json"
+VERSION = 1
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GRANULE = 8
 """Latent cells that every UNet of the family divides by: three levels that halve."""
@@ -39,21 +40,25 @@ class Declaration(BaseModel):
     """What a file says of itself: `extra/exporter.json` in its archive, for neither format names shapes.
 
     Attributes:
+        version: Of this description; a newer one is refused.
         inputs / outputs: In order of the call.
         dtype: Of weights and arithmetic.
         modules: Module path → name of the value that is its output.
         ranges: Symbol → smallest and largest size the program was proven for.
+        multiples: Symbol → what its size has to be a multiple of.
         compiled: Where a compiled package runs: device, ISA, torch; None for a portable program.
         optimize: Apply `optimize_for_inference` when it is opened.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    version: int = VERSION
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]
     dtype: str
     modules: dict[str, str] = Field(default_factory=dict)
     ranges: dict[str, tuple[int, int | None]] = Field(default_factory=dict)
+    multiples: dict[str, int] = Field(default_factory=dict)
     compiled: dict[str, str] | None = None
     optimize: bool = False
 
@@ -73,18 +78,28 @@ class Declaration(BaseModel):
         try:
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith(f"/extra/{DECLARATION}"))
-                return cls.model_validate_json(archive.read(name))
+                text = archive.read(name)
         except StopIteration as error:
             raise ArtifactError(
                 f"{where} does not say what it takes and gives; it was not made by exporter."
             ) from error
-        except ValidationError as error:
-            raise ArtifactError(f"{where} describes itself in a way this version cannot read.") from error
         except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
             raise ArtifactError(
                 f"{where} is no PyTorch archive, or was cut short ({error}).",
                 hint="Copy it again in full, or convert again.",
             ) from error
+        try:
+            data = json.loads(text)
+            version = data.get("version", 1) if isinstance(data, dict) else 1
+            if isinstance(version, int) and version > VERSION:
+                raise ArtifactError(
+                    f"{where} was written by a newer exporter (its description has version {version}, this "
+                    f"one reads up to {VERSION}).",
+                    hint="Update exporter.",
+                )
+            return cls.model_validate(data)
+        except (ValidationError, ValueError) as error:
+            raise ArtifactError(f"{where} describes itself in a way this version cannot read.") from error
 
     def check(self, inputs: Mapping[str, np.ndarray]) -> None:
         """
@@ -120,6 +135,11 @@ class Declaration(BaseModel):
                     raise RuntimeError(
                         f"{dim} is {size} in input {name!r}; this program takes "
                         f"{low} to {'any' if high is None else high}"
+                    )
+                step = self.multiples.get(dim, 1)
+                if size % step:
+                    raise RuntimeError(
+                        f"{dim} is {size} in input {name!r}; this program takes multiples of {step}"
                     )
 
 
