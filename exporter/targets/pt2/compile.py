@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import ArtifactError, BackendMissing, UnsupportedError
-from exporter.targets.torch_module import one_line, quiet
+from exporter.targets.torch_module import no_tf32, one_line, quiet
 
 if TYPE_CHECKING:
     import torch
 
 BASELINE = "baseline"
+SOURCE = "// Compiled into the library beside this file; the loader asks for the name only.\n"
 
 
 def compiler_names() -> list[str]:
@@ -127,7 +128,7 @@ def compile_package(
     arguments, keywords = program.example_inputs
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=entry.parent) as folder:
         try:
-            with quiet():
+            with quiet(), no_tf32():
                 files = aot_compile(
                     program.module(check_guards=False),  # type: ignore[arg-type]
                     arguments,
@@ -135,10 +136,15 @@ def compile_package(
                     options={
                         "aot_inductor.package": True,
                         "aot_inductor.output_path": folder,
+                        "aot_inductor.enable_line_tables": False,  # paths of this machine
                         "cpp.dynamic_threads": True,
                         "cpp.march": "",
                     },
                 )
+                for path in Path(folder).glob("*.cpp"):
+                    path.write_text(
+                        SOURCE
+                    )  # 80 kB of code that nobody reads, with the folders of this machine
                 package_pt2(str(entry), aoti_files=files, extra_files=dict(extra))  # type: ignore[arg-type]
         except Exception as error:  # torch and the compiler raise dozens of types
             raise UnsupportedError(f"AOTInductor cannot compile the {name}: {one_line(error)}") from error

@@ -141,6 +141,8 @@ def capture(
         raise UnsupportedError(
             f"torch.export cannot export the {component.name} ({component.class_name}): {one_line(error)}"
         ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # lines of code with the folders of this machine
     specs = (*component.inputs, *component.outputs)
     free = {dim for spec in specs for dim in spec.dims if isinstance(dim, str)}
     return program, size, set() if options.static else free

@@ -22,7 +22,7 @@ def module_outputs(graph: torch.fx.Graph) -> dict[str, str]:
     calls: dict[str, set[str]] = defaultdict(set)
     order: list[tuple[torch.fx.Node, list[str]]] = []
     for node in graph.nodes:
-        paths = []
+        paths: list[str] = []
         for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
             clean = path.split("@")[0].removeprefix(INNER).removeprefix(".")
             if clean and path.startswith(INNER):

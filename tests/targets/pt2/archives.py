@@ -32,6 +32,19 @@ def edit_entry(archive: Path, ending: str, change: Edit) -> None:
             target.writestr(name, change(data) if name.endswith(ending) else data)
 
 
+def flip_bytes(archive: Path, ending: str) -> None:
+    """Damage the one entry whose name ends like that, as a bad disk does: its checksum stays."""
+    with zipfile.ZipFile(archive) as source:
+        (entry,) = (entry for entry in source.infolist() if entry.filename.endswith(ending))
+    with archive.open("r+b") as file:
+        file.seek(entry.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+        file.seek(name + extra + entry.file_size // 2, 1)
+        old = file.read(4)
+        file.seek(-4, 1)
+        file.write(bytes(byte ^ 255 for byte in old))
+
+
 def edit_json(archive: Path, ending: str, change: Callable[[Any], None]) -> None:
     """Change a JSON entry in place."""
 
