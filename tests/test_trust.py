@@ -50,6 +50,8 @@ def test_verify(stranger: Path, tmp_path: Path) -> None:
 
 
 def test_bench(stranger: Path) -> None:
+    if "pt2" in stranger.name:
+        return  # the same way through the same code as TorchScript, for ten more seconds
     measure = ("bench", stranger, "--runs", 1, "--warm-up", 0, "--steps", 1, "--json")
     ran = invoke(*measure)
     assert ran.code == 3

@@ -142,9 +142,7 @@ def compile_package(
                     },
                 )
                 for path in Path(folder).glob("*.cpp"):
-                    path.write_text(
-                        SOURCE
-                    )  # 80 kB of code that nobody reads, with the folders of this machine
+                    path.write_text(SOURCE)  # code that nobody reads, with folders of this machine
                 package_pt2(str(entry), aoti_files=files, extra_files=dict(extra))  # type: ignore[arg-type]
         except Exception as error:  # torch and the compiler raise dozens of types
             raise UnsupportedError(f"AOTInductor cannot compile the {name}: {one_line(error)}") from error
