@@ -49,9 +49,8 @@ def test_verify(stranger: Path, tmp_path: Path) -> None:
     assert ran.code == 0, ran.stderr
 
 
+@pytest.mark.parametrize("made", ["torchscript"], indirect=True)  # ten seconds each, and one code for both
 def test_bench(stranger: Path) -> None:
-    if "pt2" in stranger.name:
-        return  # the same way through the same code as TorchScript, for ten more seconds
     measure = ("bench", stranger, "--runs", 1, "--warm-up", 0, "--steps", 1, "--json")
     ran = invoke(*measure)
     assert ran.code == 3
