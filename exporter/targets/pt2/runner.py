@@ -92,7 +92,8 @@ class ExportedRunner(Pt2Runner):
 
     def __init__(self, path: Path, declaration: Declaration, options: RunOptions) -> None:
         super().__init__(path, declaration, options)
-        program = read_program(path)
+        moved = self._device.type != "cpu"
+        program = read_program(path, keep=not moved)
         named = [str(name) for name in program.graph_signature.user_inputs]
         declared = [spec.name for spec in self.inputs]
         if named != declared:
@@ -100,11 +101,11 @@ class ExportedRunner(Pt2Runner):
                 f"{path.parent.name}/{path.name} declares the inputs {declared}, its program takes {named}."
             )
         self.precision = majority([t for t in program.state_dict.values() if not t.is_meta])
-        module = program.module()
-        if self._device.type != "cpu":
+        if moved:
             from torch.export.passes import move_to_device_pass
 
-            module = move_to_device_pass(program, self._device).module()
+            program = move_to_device_pass(program, self._device)
+        module = program.module()
         self._program = module
         nodes = {node.name for node in module.graph.nodes}
         outputs = module_outputs(program.graph_module.graph)
@@ -177,8 +178,11 @@ def open_runner(path: Path, options: RunOptions) -> Pt2Runner:
     return kind(path, declaration, options)
 
 
-def read_program(path: Path) -> torch.export.ExportedProgram:
+def read_program(path: Path, *, keep: bool = True) -> torch.export.ExportedProgram:
     """
+    Args:
+        keep: Share the program with other openings; off for whoever changes it.
+
     Raises:
         ArtifactError: torch cannot read it.
     """
@@ -186,7 +190,7 @@ def read_program(path: Path) -> torch.export.ExportedProgram:
 
     stat = path.stat()
     key = (str(path.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if key in _programs:
+    if keep and key in _programs:
         return _programs[key]
     check_entries(path)
     try:
@@ -197,7 +201,7 @@ def read_program(path: Path) -> torch.export.ExportedProgram:
             f"PyTorch cannot open {path.parent.name}/{path.name}: {other_schema(path) or one_line(error)}",
             hint="Damaged, or made by another PyTorch; `exporter verify --check-hashes` tells.",
         ) from error
-    if stat.st_size <= SMALL:
+    if keep and stat.st_size <= SMALL:
         while len(_programs) >= KEPT:
             _programs.pop(next(iter(_programs)))
         _programs[key] = program
