@@ -79,6 +79,7 @@ def make_card(artifact: Artifact, repo: str) -> str:
         rows=parity_rows(report) if report else [],
         paintings=paintings(report) if report else [],
         clients=target.clients(repo, manifest),
+        program=target.executable,
         command=command(artifact),
         size=sum(file.bytes for file in manifest.all_files()),
     )

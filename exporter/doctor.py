@@ -111,6 +111,7 @@ class Hardware:
         openvino_devices: Name → full name; empty without OpenVINO.
         cuda: Names of the CUDA devices PyTorch sees.
         mps: PyTorch can use Apple's GPU.
+        compiler: The C++ compiler that `--to pt2 --compile` would use.
         notes: What follows from it.
     """
 
@@ -125,6 +126,7 @@ class Hardware:
     openvino_devices: dict[str, str] = field(default_factory=dict)
     cuda: tuple[str, ...] = ()
     mps: bool = False
+    compiler: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -238,6 +240,9 @@ def find_hardware() -> Hardware:
         notes.append(
             "Core ML packages are written here and run in a reference interpreter; Core ML needs a Mac."
         )
+    compiler = cpp_compiler()
+    if compiler is None:
+        notes.append("There is no C++ compiler: `convert --to pt2 --compile` needs one (g++, or CXX).")
     return Hardware(
         system=f"{platform.system()} {platform.release()}",
         cpu=cpu_model(),
@@ -250,6 +255,7 @@ def find_hardware() -> Hardware:
         openvino_devices=devices,
         cuda=cuda,
         mps=mps,
+        compiler=compiler,
         notes=tuple(notes),
     )
 
@@ -275,6 +281,11 @@ def cpu_features() -> tuple[str, ...]:
         if platform.machine() == "arm64":
             flags |= {"asimd"} | ({"bf16"} if _sysctl("hw.optional.arm.FEAT_BF16") == "1" else set())
     return tuple(name for name, marks in CPU_FEATURES.items() if flags & set(marks))
+
+
+def cpp_compiler() -> str | None:
+    """Where the compiler that torch would take lies: the one of `CXX`, else the platform's usual one."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
 def openvino_devices() -> tuple[dict[str, str], list[str]]:

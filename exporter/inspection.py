@@ -85,6 +85,7 @@ class Inspection(BaseModel):
         parts: Components without weights (tokenizer, scheduler) → class.
         bytes: Of all components together.
         state: Verification state (artifact).
+        program: Of an artifact that is a program: whether it is opened here.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class Inspection(BaseModel):
     bytes: int
     parameters: int
     state: HashState | None = None
+    program: str | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -209,7 +211,25 @@ def inspect_artifact(artifact: Artifact, *, rehash: bool = False) -> Inspection:
         bytes=sum(file.bytes for file in manifest.all_files()),
         parameters=sum(record.parameters for record in manifest.components),
         state=state,
+        program=program_state(artifact),
     )
+
+
+def program_state(artifact: Artifact) -> str | None:
+    """Of an artifact whose files are programs, whether it is opened here, in a sentence; else None."""
+    from exporter.targets import get_target
+    from exporter.trust import doubt
+
+    try:
+        executable = get_target(artifact.manifest.target, require_backend=False).executable
+    except ExporterError:  # a target that is not installed
+        return None
+    if not executable:
+        return None
+    why = doubt(artifact.root, artifact.manifest.components, rehash=False)
+    if why is None:
+        return "It is a program, and was made here."
+    return f"It is a program; opening it runs what its author wrote. {why}: it is only opened with --trust."
 
 
 def trust(source: str, *, rehash: bool = True) -> HashState | None:

@@ -48,7 +48,7 @@ def load(
             `exporter convert` takes.
         device: The runtime's device for an artifact; a torch device for a checkpoint.
         precision_hint: `f32`, `bf16`, `f16` or `default`; None takes what the artifact was made for.
-        trust: Open an artifact that is a program (TorchScript) although it was not made here.
+        trust: Open an artifact that is a program (TorchScript, .pt2) although it was not made here.
         intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:

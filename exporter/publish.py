@@ -55,6 +55,7 @@ def push(
     revision: str | None = None,
     pull_request: bool = False,
     allow_unverified: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> Pushed:
@@ -71,14 +72,18 @@ def push(
         revision: Branch to commit to, made if it is not there; the default branch when None.
         pull_request: Open a pull request instead of committing.
         allow_unverified: Publish although nothing proves it; the card says so.
+        trust: Hand on programs that were not made here.
 
     Raises:
         VerificationFailed / VerificationInconclusive: It is not a PASS on these very bytes.
         ArtifactError: Files are missing or changed.
+        UntrustedArtifact: It is a program that was not made here, and `trust` is off.
         UsageError: `repo` is no `org/name`.
         NetworkError, CheckpointError: What the Hub said.
     """
     from exporter.parity.sources import check_bytes
+    from exporter.targets import get_target
+    from exporter.trust import UntrustedArtifact, doubt
 
     report = progress or NullProgress()
     patience = patience or Patience()
@@ -87,6 +92,13 @@ def push(
     opened = Artifact.open(artifact)
     report.start("hashing the artifact")
     check_bytes(opened)
+    if get_target(opened.manifest.target, require_backend=False).executable and not trust:
+        why = doubt(opened.root, opened.manifest.components)
+        if why is not None:
+            raise UntrustedArtifact(
+                f"{why}; not published.",
+                hint="If you trust whoever made it, say so: --trust (in Python trust=True).",
+            )
     verdict = opened.verified()
     if verdict != "PASS" and not allow_unverified:
         raise refusal(opened, verdict)

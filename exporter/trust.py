@@ -1,7 +1,7 @@
 """Which artifacts may run code: those this installation made, and those somebody vouches for.
 
-TorchScript is a program: opening one runs what its author wrote. So a target whose
-files are programs (`Target.executable`) opens a component only when its files have the hashes the
+TorchScript and `.pt2` are programs: opening one runs what its author wrote. So a target whose files
+are programs (`Target.executable`) opens a component only when its files have the hashes the
 manifest gives *and* these hashes are in the record of what was made here, or when the caller says
 that they trust it. The check reads bytes and runs nothing.
 
@@ -76,26 +76,36 @@ def require(root: Path, records: Iterable[ComponentRecord], *, trust: bool) -> N
     Raises:
         UntrustedArtifact: A file differs from its hash in the manifest, or was not made here.
     """
-    if trust:
-        return
+    why = None if trust else doubt(root, records)
+    if why is not None:
+        raise UntrustedArtifact(
+            f"{why}, so it was not opened.",
+            hint="If you trust whoever made it, say so: --trust (in Python trust=True).",
+        )
+
+
+def doubt(root: Path, records: Iterable[ComponentRecord], *, rehash: bool = True) -> str | None:
+    """Why programs are not opened here unless somebody vouches for them; None when they are.
+
+    Args:
+        rehash: Read every file; otherwise the manifest is believed about them.
+    """
     ours = made_here()
     for record in records:
         claimed = {file.path: file.sha256 for file in record.files}
-        for path in {record.entry, *claimed}:
-            why = _doubt(root / path, claimed.get(path), ours)
+        for path in sorted({record.entry, *claimed}):
+            why = _doubt(root / path, claimed.get(path), ours, rehash)
             if why is not None:
-                raise UntrustedArtifact(
-                    f"{path} is a program, and {why}, so it was not opened.",
-                    hint="If you trust whoever made it, say so: --trust (in Python trust=True).",
-                )
+                return f"{path} is a program, and {why}"
+    return None
 
 
-def _doubt(path: Path, claimed: str | None, ours: set[str]) -> str | None:
+def _doubt(path: Path, claimed: str | None, ours: set[str], rehash: bool) -> str | None:
     if claimed is None:
         return "the manifest gives no hash for it"
     if not path.is_file():
         return "it is missing"
-    if _hash(path) != claimed:
+    if rehash and _hash(path) != claimed:
         return "it is not the file that the manifest describes"
     if claimed not in ours:
         return "it was not made by this installation of exporter"

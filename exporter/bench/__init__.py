@@ -36,6 +36,7 @@ class Settings:
         steps: Scheduler steps of a picture.
         height / width: Pixels; the native size when None.
         device / precision_hint: As of `exporter run`; None is what each artifact was made for.
+        trust: Open artifacts that are programs although they were not made here.
     """
 
     prompt: str
@@ -48,6 +49,7 @@ class Settings:
     width: int | None = None
     device: str | None = None
     precision_hint: str | None = None
+    trust: bool = False
 
 
 @dataclass

@@ -62,7 +62,10 @@ class Worker:
         self.settings = settings
         began = time.perf_counter()
         self.pipeline = pipeline.load(
-            source, device=settings["device"], precision_hint=settings["precision_hint"]
+            source,
+            device=settings["device"],
+            precision_hint=settings["precision_hint"],
+            trust=settings["trust"],
         )
         load = time.perf_counter() - began
         self.watch = Stopwatch(self.pipeline)

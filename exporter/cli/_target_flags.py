@@ -61,7 +61,13 @@ TORCHSCRIPT = [
         help="TorchScript: PyTorch's fusions, applied whenever the artifact is opened.",
     ),
 ]  # fmt: skip
-ALL = (*COMMON, *ONNX, *OPENVINO, *COREML, *SAFETENSORS, *TORCHSCRIPT)
+PT2 = [
+    click.option(
+        "--compile", is_flag=True,
+        help="pt2: compile for this machine with AOTInductor; needs a C++ compiler.",
+    ),
+]  # fmt: skip
+ALL = (*COMMON, *ONNX, *OPENVINO, *COREML, *SAFETENSORS, *TORCHSCRIPT, *PT2)
 
 
 def target_flags(function: Function) -> Function:

@@ -10,6 +10,7 @@ import click
 from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import bytes_text, seconds_text, table
+from exporter.cli._trust_flag import trust_flag
 from exporter.cli._types import Finite
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--one-at-a-time", is_flag=True, help="Hold one competitor in memory at a time; they do not take turns."
 )
+@trust_flag
 @click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page too.")
 @click.pass_obj
 def command(

@@ -81,6 +81,7 @@ def _show_hardware(console: Console, hardware: Hardware) -> None:
         ("OpenVINO devices", devices or "none"),
         ("CUDA", ", ".join(hardware.cuda) or "none"),
         ("Apple GPU", "yes" if hardware.mps else "no"),
+        ("C++ compiler", hardware.compiler or "none"),
     ]
     console.print(table(("hardware", ""), rows))
     for note in hardware.notes:

@@ -91,6 +91,8 @@ def _show(console: Console, found: Inspection) -> None:
         console.print(f"{found.pipeline_class} is a family this version does not convert.")
     if found.state is not None:
         console.print(found.state.sentence, soft_wrap=True)
+    if found.program is not None:
+        console.print(found.program, soft_wrap=True)
     for component in found.components:
         if component.problem:
             console.print(f"problem: {component.name}: {component.problem}", soft_wrap=True)

@@ -9,6 +9,7 @@ import click
 from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import bytes_text
+from exporter.cli._trust_flag import trust_flag
 
 
 @click.command(
@@ -29,6 +30,7 @@ from exporter.cli._show import bytes_text
 @click.option("--revision", metavar="BRANCH", help="Commit to this branch, made if it is not there.")
 @click.option("--pr", "pull_request", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--allow-unverified", is_flag=True, help="Publish what is not a PASS; the model card says so.")
+@trust_flag
 @click.pass_obj
 def command(
     output: Output,
@@ -40,11 +42,13 @@ def command(
     revision: str | None,
     pull_request: bool,
     allow_unverified: bool,
+    trust: bool,
 ) -> int:
     """Publish ARTIFACT on the Hub, in one commit, with a model card.
 
     Every file is hashed first; an artifact whose verification was not a PASS on these very bytes is
-    refused. An interrupted push is resumed by the same command. Log in with `hf auth login`.
+    refused, and so is a program that was not made here. An interrupted push is resumed by the same
+    command. Log in with `hf auth login`.
     """
     from exporter.publish import push
 
@@ -57,6 +61,7 @@ def command(
             revision=revision,
             pull_request=pull_request,
             allow_unverified=allow_unverified,
+            trust=trust,
             progress=progress,
         )
     where = pushed.pull_request or pushed.url

@@ -13,6 +13,7 @@ from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import seconds_text
 from exporter.cli._source_flags import intake_of, source_flags
+from exporter.cli._trust_flag import trust_flag
 from exporter.cli._types import Finite
 from exporter.errors import DestinationError
 
@@ -81,10 +82,7 @@ from exporter.errors import DestinationError
     help="Arithmetic for runtimes that choose it.  [default: what the artifact was made for]",
 )  # fmt: skip
 @source_flags
-@click.option(
-    "--trust", is_flag=True,
-    help="Open a TorchScript artifact, which is a program, although it was not made here.",
-)  # fmt: skip
+@trust_flag
 @click.pass_obj
 def command(
     output: Output,

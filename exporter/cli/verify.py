@@ -10,6 +10,7 @@ import click
 from exporter.cli._group import Command
 from exporter.cli._output import Output
 from exporter.cli._show import table, verdict_code
+from exporter.cli._trust_flag import trust_flag
 from exporter.cli._types import Finite
 from exporter.errors import UsageError
 
@@ -93,10 +94,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where the report goes.  [default: verification/ in the artifact]",
 )
-@click.option(
-    "--trust", is_flag=True,
-    help="Open a TorchScript artifact, which is a program, although it was not made here.",
-)  # fmt: skip
+@trust_flag
 @click.pass_obj
 def command(
     output: Output,

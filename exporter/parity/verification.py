@@ -81,7 +81,7 @@ def verify(
         shown_path: The artifact's path as the report should show it.
         cache: Folder for truths and floors; `user` is the user's cache, None keeps nothing.
         allow_pickle: Open a reference that is a pickle, as for `convert`.
-        trust: Open an artifact that is a program (TorchScript) although it was not made here.
+        trust: Open an artifact that is a program (TorchScript, .pt2) although it was not made here.
         progress: Told what is going on.
 
     Raises:

@@ -261,7 +261,7 @@ class Target(ABC):
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""
-        return [exporter_client(repo, self.extra, trust=self.executable)]
+        return [exporter_client(repo, self.package, trust=self.executable)]
 
     def unchecked(self, root: Path) -> dict[str, str]:
         """What belongs to an artifact and cannot be judged on this system: its path → why, and what to do.
@@ -295,13 +295,13 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, ar
     )
 
 
-def exporter_client(repo: str, extra: str, *, trust: bool = False) -> Client:
+def exporter_client(repo: str, package: str, *, trust: bool = False) -> Client:
     """`exporter run`, which opens every format; of a program, only if it is trusted."""
     code = f'exporter run {repo} "{PROMPT}" -o picture.png'
     if trust:
         code = f"# This artifact is a program; trust it only if you trust its author.\n{code} --trust"
-    package = f'"exporter[{extra}]"' if extra else "exporter"
-    return Client("exporter", f"pip install {package}", "sh", code)
+    install = f'pip install "{package}"' if "[" in package else f"pip install {package}"
+    return Client("exporter", install, "sh", code)
 
 
 def component_size(component: Component, static: tuple[int, int, int]) -> Size:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component, Size, TensorSpec
 
 DECLARATION = "exporter.json"
+VERSION = 1
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GRANULE = 8
 """Latent cells that every UNet of the family divides by: three levels that halve."""
@@ -39,21 +40,25 @@ class Declaration(BaseModel):
     """What a file says of itself: `extra/exporter.json` in its archive, for neither format names shapes.
 
     Attributes:
+        version: Of this description; a newer one is refused.
         inputs / outputs: In order of the call.
         dtype: Of weights and arithmetic.
         modules: Module path → name of the value that is its output.
         ranges: Symbol → smallest and largest size the program was proven for.
+        multiples: Symbol → what its size has to be a multiple of.
         compiled: Where a compiled package runs: device, ISA, torch; None for a portable program.
         optimize: Apply `optimize_for_inference` when it is opened.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    version: int = VERSION
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]
     dtype: str
     modules: dict[str, str] = Field(default_factory=dict)
     ranges: dict[str, tuple[int, int | None]] = Field(default_factory=dict)
+    multiples: dict[str, int] = Field(default_factory=dict)
     compiled: dict[str, str] | None = None
     optimize: bool = False
 
@@ -73,18 +78,29 @@ class Declaration(BaseModel):
         try:
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith(f"/extra/{DECLARATION}"))
-                return cls.model_validate_json(archive.read(name))
+                text = archive.read(name)
         except StopIteration as error:
             raise ArtifactError(
-                f"{where} does not say what it takes and gives; it was not made by exporter."
+                f"{where} does not say what it takes and gives: not made by exporter, or cut short.",
+                hint="Copy it again in full, or convert again.",
             ) from error
-        except ValidationError as error:
-            raise ArtifactError(f"{where} describes itself in a way this version cannot read.") from error
         except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
             raise ArtifactError(
                 f"{where} is no PyTorch archive, or was cut short ({error}).",
                 hint="Copy it again in full, or convert again.",
             ) from error
+        try:
+            data = json.loads(text)
+            version = data.get("version", 1) if isinstance(data, dict) else 1
+            if isinstance(version, int) and version > VERSION:
+                raise ArtifactError(
+                    f"{where} was written by a newer exporter (its description has version {version}, this "
+                    f"one reads up to {VERSION}).",
+                    hint="Update exporter.",
+                )
+            return cls.model_validate(data)
+        except (ValidationError, ValueError) as error:
+            raise ArtifactError(f"{where} describes itself in a way this version cannot read.") from error
 
     def check(self, inputs: Mapping[str, np.ndarray]) -> None:
         """
@@ -121,6 +137,27 @@ class Declaration(BaseModel):
                         f"{dim} is {size} in input {name!r}; this program takes "
                         f"{low} to {'any' if high is None else high}"
                     )
+                step = self.multiples.get(dim, 1)
+                if size % step:
+                    raise RuntimeError(
+                        f"{dim} is {size} in input {name!r}; this program takes multiples of {step}"
+                    )
+
+
+def check_entries(path: Path) -> None:
+    """Read an archive through, a second per gigabyte: PyTorch's own reader skips the checksums.
+
+    Raises:
+        ArtifactError: An entry is not what was written.
+    """
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        bad = str(error)
+    if bad is not None:
+        raise ArtifactError(f"{where} is damaged ({bad}).", hint="Copy it again in full, or convert again.")
 
 
 def prepare(component: Component, dtype: str) -> nn.Module:
@@ -216,6 +253,22 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def no_tf32() -> Iterator[None]:
+    """On NVIDIA GPUs PyTorch computes float32 convolutions with 10 bits of mantissa unless told otherwise."""
+    import torch
+
+    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 def to_tensors(
