@@ -39,6 +39,7 @@ def convert(
     use_cache: bool = True,
     loras: Sequence[str | tuple[str, float]] = (),
     vae: str | None = None,
+    scheduler: str | None = None,
     textual_inversions: Sequence[str] = (),
     config: str | None = None,
     tokenizer: str | None = None,
@@ -54,6 +55,7 @@ def convert(
         output: Destination folder; below `artifacts/` when None.
         use_cache: Take graphs from the user's cache and keep them there; the bytes are the same.
         loras: `"FILE"`, `"FILE:SCALE"` or `(file, scale)` each; fused into the weights.
+        scheduler: A scheduler of diffusers in the place of the source's: `euler`, `DDIMScheduler` …
         vae: Folder, checkpoint or file whose autoencoder takes the place of the source's.
         textual_inversions: Files with embeddings of new tokens.
         config / tokenizer: Folders that tell what a single file does not say.
@@ -79,6 +81,7 @@ def convert(
         intake={
             "loras": [each if isinstance(each, str) else f"{each[0]}:{each[1]}" for each in loras],
             "vae": vae,
+            "scheduler": scheduler,
             "textual_inversions": list(textual_inversions),
             "config": config,
             "tokenizer": tokenizer,

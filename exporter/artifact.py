@@ -50,6 +50,20 @@ class TensorRecord(Record):
     dims: list[int | str]
 
 
+class SizeRecord(Record):
+    """One of several sizes that a component was baked for.
+
+    Attributes:
+        static: `(pictures, height, width)` in pixels.
+        entry: The file a runtime opens for it. Sizes whose shapes are equal share one.
+    """
+
+    static: tuple[int, int, int]
+    entry: str
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
+
+
 class ComponentRecord(Record):
     """One exported component.
 
@@ -61,6 +75,7 @@ class ComponentRecord(Record):
         dtype: Dtype the weights are stored in.
         seconds: Export time.
         details: What the target wants to remember (opset, precision hint, quantisation, …).
+        sizes: Every size it was baked for, where there are several; `entry` is the first one's.
     """
 
     name: str
@@ -72,6 +87,15 @@ class ComponentRecord(Record):
     dtype: str
     seconds: float = 0.0
     details: dict[str, Any] = Field(default_factory=dict)
+    sizes: list[SizeRecord] = Field(default_factory=list)
+
+    def at(self, static: tuple[int, int, int]) -> ComponentRecord:
+        """The record of one of its sizes; itself where it has only one."""
+        found = next((size for size in self.sizes if size.static == static), None)
+        if found is None:
+            return self
+        same = {"entry": found.entry, "inputs": found.inputs, "outputs": found.outputs}
+        return self.model_copy(update=same)
 
 
 class OverlayRecord(Record):
@@ -168,6 +192,17 @@ class Manifest(Record):
         pairs = sorted((f.path, f.sha256) for f in self.all_files())
         return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """Every size it was baked for, where there are several."""
+        return list(dict.fromkeys(size.static for c in self.components for size in c.sizes))
+
+    def at(self, static: tuple[int, int, int]) -> Manifest:
+        """As if it had been baked for one of its sizes only."""
+        options = {**self.options, "static": list(static), "more_sizes": []}
+        return self.model_copy(
+            update={"options": options, "components": [c.at(static) for c in self.components]}
+        )
+
     def component(self, name: str) -> ComponentRecord:
         """
         Raises:
@@ -227,7 +262,8 @@ class Artifact:
         for file in manifest.all_files():
             check_inside(file.path)
         for component in manifest.components:
-            check_inside(component.entry)
+            for entry in (component.entry, *(size.entry for size in component.sizes)):
+                check_inside(entry)
         return cls(root, manifest)
 
     def path(self, relative: str) -> Path:

@@ -22,6 +22,7 @@ from exporter.artifact import (
     write_text_atomic,
 )
 from exporter.background import aside
+from exporter.float16 import Safety, decide, resized
 from exporter.planning import Plan, make_plan, tool_versions
 from exporter.progress import NullProgress, Progress
 from exporter.staging import Staging, check_destination
@@ -83,12 +84,15 @@ def convert(
     plan.check_resources()
     with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
         hashed = aside(lambda: plan._checkpoint.files)
+        chosen = decide(plan, verify_settings or {}, report_progress)
+        resized(plan, chosen).check_resources()
         with cache.off(not use_cache):
-            records, resumed = _export_all(plan, staging, report_progress)
+            records, resumed = _export_all(plan, chosen, staging, report_progress)
+        notes = [safety.note for safety in chosen.values() if safety.note is not None]
         shared = plan._target.finish(plan._checkpoint, plan._components, plan._options, staging.root)
         manifest = Manifest(
             target=plan.target,
-            source=_source_record(plan, hashed, report_progress),
+            source=_source_record(plan, hashed, notes, report_progress),
             options=plan.options,
             recipe=dict(recipe) if recipe is not None else None,
             tools=tool_versions(),
@@ -123,7 +127,9 @@ def convert(
     )
 
 
-def _export_all(plan: Plan, staging: Staging, progress: Progress) -> tuple[list[ComponentRecord], list[str]]:
+def _export_all(
+    plan: Plan, chosen: Mapping[str, Safety], staging: Staging, progress: Progress
+) -> tuple[list[ComponentRecord], list[str]]:
     """Export what is not complete. A component is hashed and flushed while the next one is being exported;
     also when that one fails: leaving the executor waits."""
     records: list[Future[ComponentRecord]] = []
@@ -138,9 +144,10 @@ def _export_all(plan: Plan, staging: Staging, progress: Progress) -> tuple[list[
                 records.append(second.submit(lambda record: record, record))
                 continue
             began = time.monotonic()
-            exported = plan._target.export(component, plan._options, staging.root, progress)
+            safety = chosen[component.name]
+            exported = plan._target.export(component, safety.options, staging.root, progress)
             seconds = round(time.monotonic() - began, 3)
-            records.append(second.submit(_complete, plan, staging, component, exported, seconds))
+            records.append(second.submit(_complete, plan, safety, staging, component, exported, seconds))
             gc.collect()
         progress.start("flushing to disk")
         finished = [record.result() for record in records]
@@ -149,7 +156,12 @@ def _export_all(plan: Plan, staging: Staging, progress: Progress) -> tuple[list[
 
 
 def _complete(
-    plan: Plan, staging: Staging, component: Component, exported: ExportedComponent, seconds: float
+    plan: Plan,
+    safety: Safety,
+    staging: Staging,
+    component: Component,
+    exported: ExportedComponent,
+    seconds: float,
 ) -> ComponentRecord:
     record = ComponentRecord(
         name=component.name,
@@ -158,9 +170,10 @@ def _complete(
         inputs=list(exported.inputs),
         outputs=list(exported.outputs),
         parameters=component.parameters,
-        dtype=exported.dtype or plan._options.dtype,
+        dtype=exported.dtype or safety.options.dtype,
         seconds=seconds,
-        details=dict(exported.details),
+        details={**exported.details, **safety.details},
+        sizes=list(exported.sizes),
     )
     if plan._target.executable:
         remember(record)
@@ -168,7 +181,9 @@ def _complete(
     return record
 
 
-def _source_record(plan: Plan, hashed: Future[list[FileRecord]], progress: Progress) -> SourceRecord:
+def _source_record(
+    plan: Plan, hashed: Future[list[FileRecord]], notes: list[str], progress: Progress
+) -> SourceRecord:
     progress.start("hashing the source")
     files = hashed.result()
     progress.done()
@@ -179,7 +194,7 @@ def _source_record(plan: Plan, hashed: Future[list[FileRecord]], progress: Progr
         pipeline_class=plan.pipeline_class,
         files=files,
         overlays=list(plan._checkpoint.overlays),
-        notes=plan.notes,
+        notes=[*plan.notes, *notes],
         **plan._checkpoint.opened_with,
     )
 

@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -20,10 +21,13 @@ from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
-from exporter.errors import ArtifactError, BackendMissing, CheckpointError, InputError, UsageError
+from exporter.compiled import Store
+from exporter.errors import ArtifactError, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
+from exporter.sizes import at_size
 from exporter.stand_ins import ExportedTextEncoder, ExportedUNet, ExportedVae
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
+from exporter.targets.torch_module import torch_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +43,8 @@ def load(
     precision_hint: str | None = None,
     revision: str | None = None,
     trust: bool = False,
+    height: int | None = None,
+    width: int | None = None,
     **intake: Any,
 ) -> Any:
     """A diffusers pipeline whose components are the exported ones, or the PyTorch reference.
@@ -49,12 +55,15 @@ def load(
         device: The runtime's device for an artifact; a torch device for a checkpoint.
         precision_hint: `f32`, `bf16`, `f16` or `default`; None takes what the artifact was made for.
         trust: Open an artifact that is a program (TorchScript, .pt2) although it was not made here.
+        height / width: Pixels that will be asked for: an artifact with several sizes is opened at the one
+            that fits, and at its first one when None.
         intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:
         ArtifactError, CheckpointError: It cannot be opened.
         UntrustedArtifact: It is a program of unknown origin, and `trust` is off.
         BackendMissing: The artifact's runtime is not installed.
+        UsageError: The artifact has several sizes, and none is the one asked for.
     """
     from exporter.checkpoints.published import local_folder
 
@@ -66,7 +75,8 @@ def load(
                 f"{source} is an artifact: {named.replace('_', ' ')} cannot be laid over it any more.",
                 hint="Give it to `exporter convert`, which fuses it into what it writes.",
             )
-        return from_artifact(Artifact.open(path), device=device, precision_hint=precision_hint, trust=trust)
+        artifact = at_size(Artifact.open(path), height, width)
+        return from_artifact(artifact, device=device, precision_hint=precision_hint, trust=trust)
     return from_checkpoint(str(source), device=device, revision=revision, **intake)
 
 
@@ -76,12 +86,11 @@ def from_checkpoint(
     """The reference: diffusers' own pipeline in float32.
 
     Raises:
-        UsageError: PyTorch knows no such device.
-        BackendMissing: It knows it, but there is none here.
+        BackendMissing: PyTorch has no such device here.
     """
     import diffusers
 
-    where = _torch_device(device or "cpu")
+    where = torch_device(device)
     checkpoint = open_source(source, revision=revision, **intake)
     checkpoint.validate()
     cls = getattr(diffusers, checkpoint.pipeline_class, None)
@@ -97,33 +106,32 @@ def from_checkpoint(
     return pipeline.to(where)
 
 
-def _torch_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name.lower())  # OpenVINO's and ours differ in case only
-    except RuntimeError as error:
-        raise UsageError(f"PyTorch knows no device {name!r}.", hint="Try cpu, cuda or mps.") from error
-    try:
-        torch.empty(1, device=device)
-        if device.type == "meta":
-            raise RuntimeError("a meta device holds no values")
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise BackendMissing(
-            f"PyTorch finds no device {name!r} here.", hint="`exporter doctor` lists what there is."
-        ) from error
-    return device
-
-
 def from_artifact(
     artifact: Artifact, *, device: str | None = None, precision_hint: str | None = None, trust: bool = False
 ) -> Any:
-    """The pipeline of an artifact. Close its runners by dropping it."""
+    """The pipeline of an artifact. Close its runners by dropping it.
+
+    Components that were compiled for the device (`exporter.compiled`) are opened as such. The pipeline's
+    `exporter_compiled` names them, its `exporter_notes` say why one was not used that is there.
+    """
     target = get_target(artifact.manifest.target)
+    store = Store(artifact, target)
     runners: dict[str, Runner] = {}
+    used = []
     for record in artifact.manifest.components:
-        runners[record.name] = target.open(
-            artifact.root, record, _run_options(record, device, precision_hint, trust)
-        )
-    return assemble(artifact.root, artifact.manifest.source.pipeline_class, runners)
+        options = run_options(record, device, precision_hint, trust)
+        compiled = store.find(record, options)
+        if compiled is not None:
+            try:
+                runners[record.name] = target.open(artifact.root, record, replace(options, compiled=compiled))
+                used.append(record.name)
+                continue
+            except ArtifactError as error:
+                store.refused(error.message)
+        runners[record.name] = target.open(artifact.root, record, options)
+    pipeline = assemble(artifact.root, artifact.manifest.source.pipeline_class, runners)
+    pipeline.exporter_notes, pipeline.exporter_compiled = store.reasons, used
+    return pipeline
 
 
 def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> Any:
@@ -190,9 +198,14 @@ def _settings(root: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     return found | {name: value for name, value in off.items() if name in known}
 
 
-def _run_options(
+def run_options(
     record: ComponentRecord, device: str | None, precision_hint: str | None, trust: bool
 ) -> RunOptions:
+    """How a component is run: as asked for, else as it was made for.
+
+    Raises:
+        UsageError: No such hint.
+    """
     hint = precision_hint or record.details.get("precision_hint") or "f32"
     if hint not in get_args(PrecisionHint):
         raise UsageError(f"Precision hint {hint!r} is none of f32, bf16, f16, default.")

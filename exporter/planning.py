@@ -176,7 +176,7 @@ def make_plan(
         verify=_what_is_verified(chosen, parsed) if verify else [],
         digest=_digest(checkpoint, backend, parsed, chosen),
         overlays=[o.model_dump(mode="json") for o in checkpoint.overlays],
-        notes=list(checkpoint.notes),
+        notes=[*checkpoint.notes, *backend.remarks(checkpoint, parsed)],
         allow_pickle=bool((intake or {}).get("allow_pickle")),
         _checkpoint=checkpoint,
         _components=chosen,
@@ -200,7 +200,8 @@ def parse_options(target: Target, options: Mapping[str, Any]) -> Options:
             known = ", ".join(f"--{n.replace('_', '-')}" for n in target.options_type.model_fields)
             raise UsageError(f"The target {target.name} has no option --{name}; it has: {known}.") from error
         reason = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"--{name} of target {target.name}: {reason}.") from error
+        option = f"--{name} of target" if first["loc"] else "Target"
+        raise UsageError(f"{option} {target.name}: {reason}.") from error
 
 
 def select_components(available: list[Component], wanted: list[str] | None, source: str) -> list[Component]:
@@ -223,15 +224,13 @@ def check_static(options: Options, components: list[Component]) -> None:
     Raises:
         UsageError: A static picture size that the VAE's factor does not divide.
     """
-    if options.static is None or not components:
-        return
-    factor = components[0].native.factor
-    _, height, width = options.static
-    if height % factor or width % factor:
-        raise UsageError(
-            f"--static {'x'.join(map(str, options.static))}: height and width must be multiples of {factor}.",
-            hint=f"Try {options.static[0]}x{_round(height, factor)}x{_round(width, factor)}.",
-        )
+    for batch, height, width in options.sizes() if components else ():
+        factor = components[0].native.factor
+        if height % factor or width % factor:
+            raise UsageError(
+                f"--static {batch}x{height}x{width}: height and width must be multiples of {factor}.",
+                hint=f"Try {batch}x{_round(height, factor)}x{_round(width, factor)}.",
+            )
 
 
 def _round(value: int, factor: int) -> int:
@@ -246,8 +245,7 @@ def default_name(source: str, target: str, options: Options) -> str:
     parts = [base, target]
     if options.dtype != type(options).model_fields["dtype"].default:
         parts.append(options.dtype)
-    if options.static:
-        parts.append("x".join(map(str, options.static)))
+    parts += ["x".join(map(str, size)) for size in options.sizes()]
     return "-".join(parts)
 
 
@@ -255,6 +253,8 @@ def _what_is_verified(components: list[Component], options: Options) -> list[str
     lines = [f"{c.name} against PyTorch in float32, limit by a float64 truth" for c in components]
     if options.static is None:
         lines.append("every dynamic dimension at sizes the export did not trace")
+    if len(options.sizes()) > 1:
+        lines.append(f"all of that at each of the {len(options.sizes())} sizes")
     if len(components) > 1:
         lines.append("whole pipeline: final picture and error after every step")
     return lines

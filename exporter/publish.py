@@ -147,7 +147,7 @@ def published_files(artifact: Artifact) -> list[str]:
     """Every file that goes up, without the card: those of the manifest, the manifest, the report."""
     names = [file.path for file in artifact.manifest.all_files()]
     folder = artifact.root / REPORT_FOLDER
-    report = [f"{REPORT_FOLDER}/{p.name}" for p in sorted(folder.glob("*")) if p.is_file()]
+    report = [p.relative_to(artifact.root).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     return sorted({*names, MANIFEST, *(name for name in report if not Path(name).name.startswith("."))})
 
 

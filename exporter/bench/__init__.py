@@ -65,6 +65,9 @@ class Row:
         precision_hint: What it was asked for.
         psnr: Of its picture against the first competitor's, in dB; None for the first.
         speedup: The first competitor's median over this one's.
+        static: The size it was baked for, if it was.
+        compiled: Whether parts of it were opened as compiled for the device (`exporter compile`).
+        notes: Why something that was compiled was not used.
         error: Why it could not take part.
     """
 
@@ -79,6 +82,8 @@ class Row:
     arithmetic: str = ""
     precision_hint: str | None = None
     static: str | None = None
+    compiled: bool = False
+    notes: list[str] = field(default_factory=list)
     verdict: str | None = None
     psnr: float | None = None
     speedup: float | None = None

@@ -58,6 +58,7 @@ class Worker:
         from exporter import pipeline
         from exporter.artifact import MANIFEST, Artifact
         from exporter.checkpoints.published import local_folder
+        from exporter.sizes import at_size
 
         self.settings = settings
         began = time.perf_counter()
@@ -66,6 +67,8 @@ class Worker:
             device=settings["device"],
             precision_hint=settings["precision_hint"],
             trust=settings["trust"],
+            height=settings["height"],
+            width=settings["width"],
         )
         load = time.perf_counter() - began
         self.watch = Stopwatch(self.pipeline)
@@ -75,7 +78,8 @@ class Worker:
                 "target": "pytorch", "load": load, "disk": _checkpoint_bytes(source),
                 "precision_hint": None, "static": None, "verdict": None,
             }  # fmt: skip
-        artifact = Artifact.open(folder)
+        whole = Artifact.open(folder)
+        artifact = at_size(whole, settings["height"], settings["width"])
         manifest = artifact.manifest
         static = manifest.options.get("static")
         hint = settings["precision_hint"] or next(
@@ -84,8 +88,9 @@ class Worker:
         )
         return {
             "target": manifest.target, "load": load, "precision_hint": hint,
-            "disk": sum(f.bytes for f in manifest.all_files()), "verdict": artifact.verified(),
+            "disk": sum(f.bytes for f in manifest.all_files()), "verdict": whole.verified(),
             "static": "x".join(map(str, static)) if static else None,
+            "compiled": bool(self.pipeline.exporter_compiled), "notes": self.pipeline.exporter_notes,
         }  # fmt: skip
 
     def paint(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def open_source(
     vae: str | None = None,
     textual_inversions: Sequence[str] = (),
     loras: Sequence[str] = (),
+    scheduler: str | None = None,
 ) -> Checkpoint:
     """Find a checkpoint and lay the user's overlays over it; see `resolve` and `overlays.lay_over`.
 
@@ -83,13 +84,14 @@ def open_source(
         source, revision=revision, variant=variant, progress=progress, allow_pickle=allow_pickle,
         config=config, tokenizer=tokenizer,
     )  # fmt: skip
-    if vae is None and not textual_inversions and not loras:
+    if vae is None and not textual_inversions and not loras and scheduler is None:
         return checkpoint
     from exporter.checkpoints.overlays import lay_over
 
     return lay_over(
-        checkpoint, vae=vae, textual_inversions=textual_inversions, loras=loras, allow_pickle=allow_pickle
-    )
+        checkpoint, vae=vae, textual_inversions=textual_inversions, loras=loras, scheduler=scheduler,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
 
 
 def _builtin(text: str) -> Checkpoint:

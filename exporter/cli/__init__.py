@@ -15,6 +15,7 @@ cli = VerbGroup(
         Verb("convert", "Convert a checkpoint and verify what was written."),
         Verb("verify", "Judge an artifact against the PyTorch reference."),
         Verb("run", "Paint one picture with an artifact or a checkpoint."),
+        Verb("compile", "Compile an artifact for a device of this machine."),
         Verb("bench", "Measure artifacts and PyTorch side by side."),
         Verb("inspect", "List the components of a checkpoint or an artifact."),
         Verb("plan-devices", "Say which part goes on which device, before a download."),

@@ -23,6 +23,10 @@ FLAGS = [
         help="Add the tokens of this file to tokenizer and text encoder; repeatable.",
     ),
     click.option(
+        "--scheduler", metavar="NAME",
+        help="Put this scheduler of diffusers in the place of the checkpoint's: euler, ddim, unipc …",
+    ),
+    click.option(
         "--config", metavar="DIR",
         help="For a checkpoint in one file: diffusers configs to take instead of inferring them.",
     ),
@@ -35,7 +39,7 @@ FLAGS = [
         help="Open .ckpt, .pt and .bin files. A pickle can run code; only tensors are read from it.",
     ),
 ]  # fmt: skip
-NAMES = ("loras", "vae", "textual_inversions", "config", "tokenizer", "allow_pickle")
+NAMES = ("loras", "vae", "textual_inversions", "scheduler", "config", "tokenizer", "allow_pickle")
 
 
 def source_flags(function: Function) -> Function:

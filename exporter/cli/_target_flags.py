@@ -15,8 +15,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 COMMON = [
     click.option(
-        "--static", metavar="BxHxW",
-        help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512.",
+        "--static", multiple=True, metavar="BxHxW",
+        help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512; repeatable for "
+        "onnx and openvino.",
     ),
     click.option(
         "--dtype", metavar="DTYPE",
@@ -27,7 +28,13 @@ COMMON = [
         "--attention", metavar="KIND", help="How attention is written, where the target has a choice."
     ),
 ]  # fmt: skip
-ONNX = [click.option("--opset", type=int, metavar="N", help="ONNX opset.")]
+ONNX = [
+    click.option("--opset", type=int, metavar="N", help="ONNX opset."),
+    click.option(
+        "--naming", metavar="KIND",
+        help="Names of the ONNX files: diffusers, or transformers.js (onnx/unet_fp16.onnx).",
+    ),
+]  # fmt: skip
 OPENVINO = [
     click.option(
         "--precision-hint", metavar="HINT",

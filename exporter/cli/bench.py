@@ -16,7 +16,7 @@ from exporter.cli._types import Finite
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from exporter.bench import BenchResult
+    from exporter.bench import BenchResult, Row
 
 
 @click.command(
@@ -84,6 +84,13 @@ def command(
     return result.exit_code
 
 
+def name_of(row: Row) -> str:
+    """A competitor's name, and what kind of artifact it is: `my-ov (1x512x512, compiled)`."""
+    kinds = [row.static or "", "compiled" if row.compiled else ""]
+    told = ", ".join(kind for kind in kinds if kind)
+    return f"{row.name} ({told})" if told else row.name
+
+
 def _show(console: Console, result: BenchResult, page: Path | None) -> None:
     from exporter.bench.page import decibels, seconds
 
@@ -93,7 +100,7 @@ def _show(console: Console, result: BenchResult, page: Path | None) -> None:
         hint = f" (hint {row.precision_hint})" if row.precision_hint else ""
         rows.append(
             (
-                row.name,
+                name_of(row),
                 f"{row.arithmetic}{hint}",
                 seconds(row.median),
                 f"{seconds(fast)}–{seconds(slow)}",
@@ -111,6 +118,8 @@ def _show(console: Console, result: BenchResult, page: Path | None) -> None:
     s = result.settings
     console.print(f"“{s.prompt}”, {s.steps} steps, {s.runs} pictures each", soft_wrap=True)
     for row in result.rows:
+        for note in row.notes:
+            console.print(f"{row.name}: {note}", soft_wrap=True)
         if row.error is not None:
             console.print(f"{row.name}: {row.error.message}", soft_wrap=True)
     if page is not None:

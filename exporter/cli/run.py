@@ -124,8 +124,13 @@ def command(
     started = time.monotonic()
     with blame_changes(state), output.progress() as progress:
         progress.start(f"loading {source}")
-        loaded = pipeline.load(source, device=device, precision_hint=precision_hint, trust=trust, **intake)
+        loaded = pipeline.load(
+            source, device=device, precision_hint=precision_hint, trust=trust, height=height, width=width,
+            **intake,
+        )  # fmt: skip
         progress.done()
+        for note in getattr(loaded, "exporter_notes", ()):
+            output.note(note)
         (painted,) = pipeline.paint(
             loaded,
             [prompt],

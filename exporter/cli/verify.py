@@ -185,6 +185,7 @@ def _show(console: Console, report: Report, folder: Path | None) -> None:
     rows = [row for c in report.components for row in _rows(c)]
     if report.pipeline is not None:
         rows.append(("whole pipeline", report.pipeline.verdict, "", "", "", _pictures(report.pipeline)))
+    rows += [(f"all at {size.static}", size.verdict, "", "", "", "") for size in report.sizes]
     console.print(table(("", "verdict", "error>", "limit>", "of limit>", "measured"), rows))
     console.print(f"{report.verdict}: {report.summary}", soft_wrap=True)
     parts = [(c.name, c.verdict, c.reasons) for c in report.components]
@@ -193,6 +194,9 @@ def _show(console: Console, report: Report, folder: Path | None) -> None:
     for name, verdict, reasons in parts:
         for reason in reasons if verdict != "PASS" else ():
             console.print(f"  {name}: {reason}", soft_wrap=True)
+    for size in report.sizes:
+        if size.verdict != "PASS":
+            console.print(f"  {size.static}: {size.summary}", soft_wrap=True)
     for component in report.components:
         if component.bisection is not None:
             console.print(f"  {component.name}: {component.bisection.explanation}", soft_wrap=True)

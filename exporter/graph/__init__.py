@@ -7,6 +7,6 @@ Shared by every target that goes through ONNX. Nothing here knows a target or pa
 from exporter.graph.attention import ATTENTION_MODES, Attention
 from exporter.graph.build import Graph, build
 from exporter.graph.weights import Recipe
-from exporter.graph.write import write
+from exporter.graph.write import SharedData, write
 
-__all__ = ["ATTENTION_MODES", "Attention", "Graph", "Recipe", "build", "write"]
+__all__ = ["ATTENTION_MODES", "Attention", "Graph", "Recipe", "SharedData", "build", "write"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.checkpoints import StoredTensor
 from exporter.graph.build import Graph
-from exporter.graph.weights import Scratch
+from exporter.graph.weights import Recipe, Scratch
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
@@ -21,12 +22,31 @@ ALIGNMENT = 64
 """Of small tensors; those of 1 MiB or more start on a page, so that a runtime can map them."""
 
 
+@dataclass
+class SharedData:
+    """A data file that several graphs of one component share: what one wrote, the next one points at.
+
+    Attributes:
+        name: Of the file, in the component's folder.
+        places: What is there already → its offset.
+    """
+
+    name: str
+    places: dict[tuple[object, ...], int] = field(default_factory=dict)
+
+    @staticmethod
+    def key(recipe: Recipe) -> tuple[object, ...]:
+        """What decides the bytes of a weight of one component."""
+        return (recipe.source.name, recipe.dtype, recipe.shape, recipe.steps)
+
+
 def write(
     graph: Graph,
     folder: Path,
     *,
     name: str = "model.onnx",
     link: bool = False,
+    shared: SharedData | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write `model.onnx` and `model.onnx_data` into a folder.
@@ -42,6 +62,7 @@ def write(
             but put a hard link to the checkpoint's file into the folder and point there. Never write through
             it. Where the file system allows no link, bytes are copied as ever. ONNX Runtime and OpenVINO
             open such a folder; `onnx.checker` refuses it.
+        shared: Of graphs written one after the other: weights that are there already are not written again.
         progress: Told the bytes written.
 
     Returns:
@@ -55,14 +76,20 @@ def write(
 
     progress = progress or NullProgress()
     folder.mkdir(parents=True, exist_ok=True)
-    model_path, data_path = folder / name, folder / f"{name}_data"
+    shared = shared or SharedData(f"{name}_data")
+    model_path, data_path = folder / name, folder / shared.name
     initializers = graph.model.graph.initializers
     progress.start(f"{folder.name}: weights", graph.nbytes)
     done, scratch = 0, Scratch()
     linked: dict[Path, Path | None] = {}
     try:
-        with data_path.open("wb", buffering=0) as data:
+        with data_path.open("ab" if shared.places else "wb", buffering=0) as data:
             for key, recipe in graph.weights.items():
+                known = shared.places.get(shared.key(recipe))
+                if known is not None:
+                    initializers[key].const_value = _external(graph, key, data_path, known)
+                    done += recipe.nbytes
+                    continue
                 source = _link(recipe.source, folder, linked) if link and recipe.verbatim else None
                 if source is not None:
                     initializers[key].const_value = _external(graph, key, source, recipe.source.offset)
@@ -79,6 +106,7 @@ def write(
                 if data.tell() - offset != recipe.nbytes:
                     raise AssertionError(f"{key}: wrote {data.tell() - offset} bytes, not {recipe.nbytes}")
                 initializers[key].const_value = _external(graph, key, data_path, offset)
+                shared.places[shared.key(recipe)] = offset
         proto = ir.serde.serialize_model(graph.model)
         model_path.write_bytes(proto.SerializeToString(deterministic=True))
     finally:

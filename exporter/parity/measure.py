@@ -141,6 +141,8 @@ def measure(
     Args:
         truths: float64 outputs of the reference for every case.
     """
+    import numpy as np
+
     run = Run(mode=mode, precision_hint=opened.hint, weights=opened.weights, arithmetic=opened.arithmetic)
     run.cases, run.peaks, run.problems = played.cases, played.peaks, played.overflows
     if any(t.name == "timestep" and "int" in t.dtype for t in opened.record.inputs):
@@ -155,6 +157,10 @@ def measure(
     for i, (case, outputs, truth) in enumerate(zip(run.cases, played.outputs, truths, strict=True)):
         for name, tensor in truth.items() if outputs else ():
             expected = tensor.numpy()
+            too_large = overflow(name, [found[i][name] for found in floors.values()], opened.arithmetic)
+            if too_large is not None and np.isfinite(expected).all():
+                case.problems.append(too_large)
+                continue
             try:
                 artifact = compare(outputs[name], expected)
                 noise = {
@@ -167,6 +173,20 @@ def measure(
             unit = UNIT_ROUNDOFF.get(str(outputs[name].dtype), 0.0)
             case.outputs.append(OutputMeasurement(name=name, artifact=artifact, floors=noise, unit=unit))
     return run
+
+
+def overflow(name: str, floors: Sequence[torch.Tensor], arithmetic: str) -> str | None:
+    """That PyTorch cannot compute this in the artifact's arithmetic either, as a fault; or None.
+
+    What runs here may hold it all the same (ONNX Runtime computes float16 in float32 on many processors);
+    where the arithmetic is really used the result is not finite, and the picture black.
+    """
+    if all(bool(torch.isfinite(floor).all()) for floor in floors):
+        return None
+    return (
+        f"{name}: {arithmetic} cannot hold what is computed here: PyTorch in {arithmetic} gives values that "
+        "are not finite"
+    )
 
 
 def _run_case(

@@ -283,6 +283,21 @@ class PipelineReport(Part):
     notes: list[str] = Field(default_factory=list)
 
 
+class SizeReport(Part):
+    """The verdict on one further size of an artifact that was baked for several.
+
+    Attributes:
+        static: `1x512x512`: pictures, height, width.
+        report: Its own report, relative to the folder of this one.
+    """
+
+    static: str
+    verdict: Verdict
+    summary: str
+    report: str
+    components: dict[str, Verdict] = Field(default_factory=dict)
+
+
 class Settings(Part):
     """What `verify` was asked; with the source and the artifact it reproduces the report."""
 
@@ -303,6 +318,7 @@ class Report(Part):
     Attributes:
         digest: `Manifest.digest()` of the bytes that were judged.
         complete: Every component of the artifact was asked for (not a subset).
+        sizes: The artifact's further sizes; `components` and `pipeline` are of the first.
     """
 
     kind: Literal["exporter-parity-report"] = "exporter-parity-report"
@@ -318,6 +334,7 @@ class Report(Part):
     summary: str = ""
     components: list[ComponentReport] = Field(default_factory=list)
     pipeline: PipelineReport | None = None
+    sizes: list[SizeReport] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
     hashes: dict[str, str] = Field(default_factory=dict)
     command: str = ""

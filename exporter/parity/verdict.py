@@ -55,6 +55,7 @@ def judge(report: Report, k: float) -> Report:
     parts: list[Verdict] = [c.verdict for c in judged.components]
     if judged.pipeline is not None:
         parts.append(judged.pipeline.verdict)
+    parts += [size.verdict for size in judged.sizes]
     judged.verdict = combine(parts)
     judged.summary = summarise(judged)
     return judged
@@ -67,7 +68,13 @@ def rejudge(report_path: Path | str, *, k: float) -> Report:
         ArtifactError: No such report, or one this version cannot read.
         UsageError: `k` is not a positive number.
     """
-    return judge(Report.load(report_path), k)
+    from exporter.parity.sizes import judged_again
+
+    report = Report.load(report_path)
+    file = Path(report_path).expanduser()
+    folder = file if file.is_dir() else file.parent
+    report.sizes = [judged_again(folder, size, k) for size in report.sizes]
+    return judge(report, k)
 
 
 def combine(verdicts: Iterable[Verdict]) -> Verdict:
@@ -264,10 +271,13 @@ def summarise(report: Report) -> str:
         return (
             f"{'All ' if count > 1 else ''}{count} component{'s' if count > 1 else ''} ({names}) "
             f"compute what PyTorch computes: the largest error is {worst.ratio * k:.2g} times PyTorch's own "
-            f"rounding noise ({k:g} is allowed){picture}.{_warning(report)}"
+            f"rounding noise ({k:g} is allowed){picture}.{_sizes(report)}{_warning(report)}"
         )
     parts = [(c.name, c) for c in report.components] + [("pipeline", report.pipeline)]
     guilty = [(n, p) for n, p in parts if p is not None and p.verdict == report.verdict]
+    for size in report.sizes if not guilty else ():
+        if size.verdict == report.verdict:
+            return f"at {size.static}: {size.summary}"
     if not guilty:
         return "there was nothing to check"
     name, part = guilty[0]
@@ -277,6 +287,13 @@ def summarise(report: Report) -> str:
     if isinstance(part, ComponentReport) and part.bisection is not None and part.bisection.first_bad:
         text += f" First bad module: {part.bisection.first_bad}."
     return text
+
+
+def _sizes(report: Report) -> str:
+    """The sizes that were judged besides the first."""
+    if not report.sizes:
+        return ""
+    return f" So it is at {', '.join(size.static for size in report.sizes)}."
 
 
 def _warning(report: Report) -> str:

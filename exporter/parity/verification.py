@@ -11,11 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from exporter.artifact import Artifact, VerificationRecord, now
+from exporter.artifact import Artifact, Verdict, VerificationRecord, now
 from exporter.errors import UsageError
 from exporter.parity.peaks import peak_record
-from exporter.parity.schema import REPORT_NAME, ComponentReport, PipelineReport, Report, Run, Settings
-from exporter.parity.verdict import judge
+from exporter.parity.schema import (
+    REPORT_NAME,
+    ComponentReport,
+    PipelineReport,
+    Report,
+    Run,
+    Settings,
+    SizeReport,
+)
+from exporter.parity.verdict import combine, judge
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
@@ -31,11 +39,6 @@ SMALL = 50_000_000
 """Parameters below which one thread is used: more only wait for each other, worst on a busy machine."""
 REPORT_FOLDER = "verification"
 INPUTS_NAME = "inputs.safetensors"
-GENERIC_PROMPTS = ("a photograph of an astronaut riding a horse", "a watercolour of a harbour at dawn")
-BUILTIN_PROMPTS = (
-    "a large red star at the left on a blue background",
-    "a small green circle at the top on a white background",
-)
 
 
 def verify(
@@ -93,6 +96,7 @@ def verify(
     """
     from exporter.checkpoints.published import artifact_folder
     from exporter.parity.foreign import describe, has_manifest
+    from exporter.parity.sizes import as_part, further
     from exporter.parity.unchecked import is_compiled, unjudged
 
     shown_path = shown_path or str(artifact.root if isinstance(artifact, Artifact) else artifact)
@@ -107,30 +111,35 @@ def verify(
         opened = Artifact.open(artifact)
     else:
         opened = describe(artifact, against, components)
-    job = _Job(
-        opened,
-        Settings(
-            k=k,
-            prompts=list(prompts or ()),
-            steps=steps,
-            samples=samples,
-            seed=seed,
-            components=list(components) if components is not None else None,
-            precision_hint=precision_hint,
-            pipeline=pipeline,
-            bisect=bisect,
-        ),
-        against=against,
-        report_dir=Path(report_dir) if report_dir is not None else None,
-        shown_path=shown_path,
-        record=ours,
-        cache=cache,
-        allow_pickle=allow_pickle,
-        trust=trust,
-        progress=progress or NullProgress(),
-    )
-    with few_threads(job.threads):
-        return job.run()
+
+    def job(view: Artifact, folder: Path | None, record: bool) -> _Job:
+        return _Job(
+            view,
+            Settings(
+                k=k,
+                prompts=list(prompts or ()),
+                steps=steps,
+                samples=samples,
+                seed=seed,
+                components=list(components) if components is not None else None,
+                precision_hint=precision_hint,
+                pipeline=pipeline,
+                bisect=bisect,
+            ),
+            against=against,
+            report_dir=folder,
+            shown_path=shown_path,
+            record=record,
+            cache=cache,
+            allow_pickle=allow_pickle,
+            trust=trust,
+            progress=progress or NullProgress(),
+        )
+
+    first = job(opened, Path(report_dir) if report_dir is not None else None, ours)
+    with few_threads(first.threads):
+        parts = [as_part(n, job(v, first.folder / n, False).run()) for n, v in further(opened)]
+        return first.run(parts)
 
 
 class _Job:
@@ -141,6 +150,7 @@ class _Job:
     ) -> None:  # fmt: skip
         from exporter.architectures import components_of
         from exporter.parity.budget import cache_folder
+        from exporter.parity.reference import default_prompts
         from exporter.parity.sources import check_bytes, reference_for
         from exporter.targets import get_target
         from exporter.trust import require
@@ -162,13 +172,12 @@ class _Job:
         self.components: list[Component] = components_of(self.checkpoint)
         self.records = self._chosen()
         if not settings.prompts:
-            builtin = self.checkpoint.source.startswith("builtin:")
-            settings.prompts = list(BUILTIN_PROMPTS if builtin else GENERIC_PROMPTS)
-            settings.prompts += token_prompts(self.checkpoint)
+            settings.prompts = default_prompts(self.checkpoint)
         self.threads = 1 if max(c.parameters for c in self.components) < SMALL else None
         self.plan: Plan = self._plan()
 
-    def run(self) -> Report:
+    def run(self, sizes: Sequence[SizeReport] = ()) -> Report:
+        """Measure and judge. `sizes` are the verdicts on the artifact's further sizes."""
         from exporter.parity.environment import environment, peak_memory
         from exporter.parity.unchecked import unchecked_parts
 
@@ -182,6 +191,7 @@ class _Job:
             settings=self.settings,
             complete=self.settings.components is None,
             environment=environment(),
+            sizes=list(sizes),
             hashes={f.path: f.sha256 for f in self.artifact.manifest.all_files()},
             command=self._command(),
         )
@@ -216,33 +226,19 @@ class _Job:
         return [manifest.component(name) for name in self.settings.components]
 
     def _plan(self) -> Plan:
-        from exporter.parity.painting import Plan
+        from exporter.parity.reference import plan_of
 
-        native = self.components[0].native
-        static = self.artifact.manifest.options.get("static")
-        batch, height, width = static or (1, native.height, native.width)
-        s = self.settings
-        return Plan(tuple(s.prompts), s.steps, s.seed, int(height), int(width), int(batch))
+        static, s = self.artifact.manifest.options.get("static"), self.settings
+        return plan_of(self.checkpoint, static, prompts=s.prompts, steps=s.steps, seed=s.seed)
 
     def _paint_reference(self) -> tuple[Painted | None, str | None]:
-        from exporter.parity.paint_cache import cached_paint
-        from exporter.parity.painting import paint, supported
-        from exporter.parity.twin import reference_backend
+        from exporter.parity.painting import supported
+        from exporter.parity.reference import paint_reference
 
         if not supported(self.checkpoint):
             return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
         tick = self._task("reference run", self._paint_ticks())
-        by_name = {c.name: c for c in self.components}
-        painted = cached_paint(
-            self.cache,
-            self.checkpoint,
-            self.components,
-            self.plan,
-            {},
-            "reference",
-            lambda: paint(self.checkpoint, self.components, self.plan, reference_backend(by_name), tick),
-        )
-        return painted, None
+        return paint_reference(self.checkpoint, self.plan, cache=self.cache, tick=tick), None
 
     def _paint_ticks(self) -> int:
         return len(self.plan.groups()) * (self.plan.steps + 2)
@@ -382,13 +378,17 @@ class _Job:
         if not self.keeps_record or (not report.complete and report.verdict != "FAIL"):
             return
         manifest = self.artifact.manifest
+
+        def others(name: str) -> list[Verdict]:
+            return [size.components[name] for size in report.sizes if name in size.components]
+
         manifest.verification = VerificationRecord(
             verdict=report.verdict,
             report=f"{REPORT_FOLDER}/{REPORT_NAME}" if self.inside else None,
             when=now(),
             digest=self.digest,
             summary=report.summary,
-            components={c.name: c.verdict for c in report.components},
+            components={c.name: combine([c.verdict, *others(c.name)]) for c in report.components},
             peaks={c.name: peak for c in report.components if (peak := peak_record(c)) is not None},
         )
         self.artifact.save()
@@ -417,12 +417,6 @@ class _Job:
     def _task(self, label: str, total: float) -> _Ticker:
         self.progress.start(label, total)
         return _Ticker(self.progress)
-
-
-def token_prompts(checkpoint: Checkpoint) -> list[str]:
-    """A prompt that speaks every token that was laid over the checkpoint."""
-    tokens = [t for o in checkpoint.overlays if o.kind == "textual_inversion" for t in o.details["tokens"]]
-    return [f"a picture of {' '.join(map(str, tokens))}"] if tokens else []
 
 
 @contextmanager

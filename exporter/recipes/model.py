@@ -64,6 +64,7 @@ class Recipe(Section):
         revision / variant: Of a Hub repository.
         loras: `FILE` or `FILE:SCALE` each, fused into the weights.
         vae / textual_inversions: Laid over the model, as `exporter convert` does it.
+        scheduler: A scheduler of diffusers in the place of the model's own.
         config / tokenizer: Folders that tell what a model in one file does not.
         allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader.
         target: The format; may come from the matrix.
@@ -85,6 +86,7 @@ class Recipe(Section):
     loras: list[str] = Field(default_factory=list)
     vae: str | None = None
     textual_inversions: list[str] = Field(default_factory=list)
+    scheduler: str | None = None
     config: str | None = None
     tokenizer: str | None = None
     allow_pickle: bool = False
@@ -99,7 +101,7 @@ class Recipe(Section):
 
     def intake(self) -> dict[str, Any]:
         """How the model is opened and what is laid over it: arguments of `checkpoints.open_source`."""
-        names = ("loras", "vae", "textual_inversions", "config", "tokenizer", "allow_pickle")
+        names = ("loras", "vae", "textual_inversions", "scheduler", "config", "tokenizer", "allow_pickle")
         return {name: getattr(self, name) for name in names}
 
     @field_validator("matrix")

@@ -164,7 +164,11 @@ def from_manifest(manifest: Manifest) -> Recipe:
     source = manifest.source
     base = source.source.removeprefix("builtin:").rstrip("/").split("/")[-1]
     options: Mapping[str, Any] = {k: v for k, v in manifest.options.items() if v is not None}
-    static = options.get("static")
+    sizes = [options["static"], *options.get("more_sizes", ())] if options.get("static") else []
+    texts = ["x".join(map(str, size)) for size in sizes]
+    options = {k: v for k, v in options.items() if k not in ("static", "more_sizes")}
+    if texts:
+        options = {**options, "static": texts if len(texts) > 1 else texts[0]}
     return Recipe.model_validate(
         {
             "name": f"{base}-{manifest.target}",
@@ -174,7 +178,7 @@ def from_manifest(manifest: Manifest) -> Recipe:
             "variant": source.variant,
             **_intake_of(source),
             "target": manifest.target,
-            "options": {**options, **({"static": "x".join(map(str, static))} if static else {})},
+            "options": options,
             "components": [c.name for c in manifest.components],
             "verify": {"enabled": not manifest.verification_skipped},
         }
@@ -193,6 +197,8 @@ def _intake_of(source: SourceRecord) -> dict[str, Any]:
             found.setdefault("textual_inversions", []).append(overlay.source)
         elif overlay.kind == "vae":
             found["vae"] = overlay.source
+        elif overlay.kind == "scheduler":
+            found["scheduler"] = overlay.source
     return found
 
 

@@ -15,45 +15,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator
-
-from exporter.artifact import ComponentRecord, Manifest, TensorRecord
+from exporter.artifact import ComponentRecord, Manifest, SizeRecord, TensorRecord
+from exporter.errors import UnsupportedError
 from exporter.progress import Progress
+from exporter.targets.options import Dtype as Dtype
+from exporter.targets.options import Options as Options
+from exporter.targets.options import SeveralSizes as SeveralSizes
+from exporter.targets.options import Static as Static
+from exporter.targets.options import component_shapes as component_shapes
+from exporter.targets.options import component_size as component_size
+from exporter.targets.options import size_text as size_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.architectures.base import Component, Size
+    from exporter.architectures.base import Component
     from exporter.checkpoints import Checkpoint
 
-Dtype = Literal["float32", "float16"]
 PROMPT = "a large red star at the left on a blue background"
 """Of the code in model cards."""
 PrecisionHint = Literal["f32", "bf16", "f16", "default"]
-
-
-class Options(BaseModel):
-    """Options every target takes; a target's own class adds to them. Unknown ones are errors.
-
-    Attributes:
-        dtype: Dtype of the stored weights (and of the arithmetic where the runtime follows it).
-        static: `(batch, height, width)` in pictures and pixels bakes the shapes; None keeps them dynamic.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dtype: Dtype = "float32"
-    static: tuple[int, int, int] | None = None
-
-    @field_validator("static", mode="before")
-    @classmethod
-    def _parse_static(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            parts = value.lower().replace("×", "x").split("x")
-            if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-                raise ValueError(f"{value!r} is not BATCHxHEIGHTxWIDTH, for example 1x512x512")
-            return tuple(int(p) for p in parts)
-        return value
 
 
 @dataclass(frozen=True)
@@ -67,6 +48,7 @@ class ExportedComponent:
         details: JSON values worth remembering (opset, attention, precision hint …).
         dtype: Of the stored weights, where the option does not say it ("as stored").
         digests: sha256 of files that the target has hashed, or is hashing, as they lie on the disk.
+        sizes: Where several sizes were baked: each with the file that holds it, the first one included.
     """
 
     entry: Path
@@ -76,6 +58,7 @@ class ExportedComponent:
     details: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     digests: Mapping[Path, Future[str]] = field(default_factory=dict)
+    sizes: tuple[SizeRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +81,7 @@ class RunOptions:
         trust: Open files that are programs even when they were not made here (`exporter.trust`).
         peaks: Note the largest magnitude of every computed value, where the format shows them
             (`Runner.peaks`).
+        compiled: What `Target.compile` made of the component for this device: opened in its place.
     """
 
     device: str | None = None
@@ -125,6 +109,7 @@ class Peak:
     module: str | None
     peak: float
     limit: float | None
+    compiled: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +244,23 @@ class Target(ABC):
         """Write the files that belong to no single component (`model_index.json`, tokenizers,
         scheduler, configs), as the format's clients want them. Returns the files."""
 
+    def computes_in_float16(self, options: Options) -> bool:
+        """Whether an artifact with these options computes in float16, here or on the device it is made for:
+        then what its components compute has to fit."""
+        return False
+
+    def keep_finite(self, component: Component, options: Options, peak: float) -> Options:
+        """Options for a component whose values float16 does not hold.
+
+        Args:
+            peak: The largest magnitude, a safety margin included.
+        """
+        return options
+
+    def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
+        """What of the checkpoint the clients of the format cannot use, one sentence each."""
+        return []
+
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""
         return [exporter_client(repo, self.package, trust=self.executable)]
@@ -277,6 +279,31 @@ class Target(ABC):
             BackendMissing: Nothing on this system can run it.
             UntrustedArtifact: It is a program that was not made here, and `options.trust` is off.
         """
+
+    def runtime(self, options: RunOptions) -> dict[str, str]:
+        """What a compiled component depends on besides its own bytes: `device` (by the runtime's full
+        name for it), versions of runtime and driver, the processor. Empty: there is nothing to compile.
+
+        Raises:
+            BackendMissing: There is no such device here.
+        """
+        return {}
+
+    def compile(self, root: Path, component: ComponentRecord, options: RunOptions, folder: Path) -> Path:
+        """Do now what opening does each time, for the device of `options`. Only where `runtime` gives
+        something.
+
+        Args:
+            folder: Where to write; exists and is empty.
+
+        Returns:
+            The file that `open` takes as `options.compiled`.
+
+        Raises:
+            BackendMissing: There is no such device here.
+            ArtifactError: The component is missing or damaged.
+        """
+        raise UnsupportedError(f"A {self.title} artifact has nothing to compile.")
 
 
 def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, arguments: str = "") -> str:
@@ -302,16 +329,3 @@ def exporter_client(repo: str, package: str, *, trust: bool = False) -> Client:
         code = f"# This artifact is a program; trust it only if you trust its author.\n{code} --trust"
     install = f'pip install "{package}"' if "[" in package else f"pip install {package}"
     return Client("exporter", install, "sh", code)
-
-
-def component_size(component: Component, static: tuple[int, int, int]) -> Size:
-    """The size of a component's own tensors for a static picture size.
-
-    A UNet sees two rows per picture under classifier-free guidance; the text encoder one; text always
-    has the native number of tokens.
-    """
-    from exporter.architectures.base import Size
-
-    batch, height, width = static
-    native = component.native
-    return Size(component.rows * batch, height, width, native.sequence, native.factor)

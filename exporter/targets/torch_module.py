@@ -214,23 +214,32 @@ def records(specs: Sequence[TensorSpec], size: Size, free: set[str]) -> list[Ten
     ]
 
 
+def torch_devices() -> list[str]:
+    """PyTorch's devices on this machine, by its own names."""
+    import torch
+
+    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
 def torch_device(name: str | None) -> torch.device:
     """
     Raises:
-        UsageError: PyTorch knows no such device.
-        BackendMissing: It knows it, but there is none here.
+        BackendMissing: PyTorch knows no such device, or there is none here; the message lists what there is.
     """
     import torch
 
     try:
-        device = torch.device((name or "cpu").lower())
-    except RuntimeError as error:
-        raise UsageError(f"PyTorch knows no device {name!r}.", hint="Try cpu or cuda.") from error
-    try:
+        device = torch.device((name or "cpu").lower())  # OpenVINO's and ours differ in case only
         torch.empty(1, device=device)
+        if device.type == "meta":
+            raise RuntimeError("a meta device holds no values")
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise BackendMissing(
-            f"PyTorch finds no device {name!r} here.", hint="`exporter doctor` lists what there is."
+            f"PyTorch finds no device {name!r} here; it finds: {', '.join(torch_devices())}.",
+            hint="`exporter doctor` tells more about each.",
         ) from error
     return device
 

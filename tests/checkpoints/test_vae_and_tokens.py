@@ -17,8 +17,8 @@ from exporter.checkpoints import open_source, resolve
 from exporter.checkpoints.original import vae as original_vae
 from exporter.checkpoints.overlays import textual_inversion
 from exporter.errors import ArtifactError, CheckpointError
+from exporter.parity.reference import token_prompts
 from exporter.parity.sources import reference_for
-from exporter.parity.verification import token_prompts
 from tests import original_layout
 from tests.checkpoints import conftest as loras
 from tests.checkpoints.conftest import Judge, pairs, write

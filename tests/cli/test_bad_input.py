@@ -197,7 +197,7 @@ def test_run_sizes(tiny: Path, tmp_path: Path, size: tuple[str, str]) -> None:
 
 def test_unknown_device(tiny: Path, tmp_path: Path) -> None:
     ran = invoke("run", tiny, "a star", "-o", tmp_path / "star.png", "--device", "abacus")
-    ran.failed(2, "abacus")
+    ran.failed(4, "abacus", "it finds: cpu")
 
 
 def test_a_device_that_is_not_here(tiny: Path, tmp_path: Path) -> None:

@@ -82,3 +82,13 @@ def test_float16_paints_nearly_the_same(tiny: Path, tmp_path: Path) -> None:
     result, expected = (p(latents=latents.clone(), **call).images for p in (ours, theirs))
     assert np.isfinite(result).all()
     assert np.abs(result - expected).max() <= 2e-2
+
+
+def test_the_first_of_several_sizes_is_what_optimum_opens(tiny: Path, tmp_path: Path) -> None:
+    artifact = export(tiny, tmp_path, static=["1x64x64", "1x96x64"]).root
+    assert (artifact / "unet" / "model_1x96x64.onnx").is_file()
+    ours, theirs = open_both(artifact, tiny, ORTStableDiffusionPipeline, StableDiffusionPipeline)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    call = {"prompt": "a red star", "num_inference_steps": 2, "output_type": "np"}
+    result, expected = (p(latents=latents.clone(), **call).images for p in (ours, theirs))
+    assert np.abs(result - expected).max() <= 1e-4

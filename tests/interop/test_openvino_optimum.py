@@ -75,9 +75,10 @@ def test_picture_to_picture(tiny_artifact: Path) -> None:
 
 
 def test_static_float16_artifact_paints(tiny: Path, tmp_path: Path) -> None:
+    """Of several sizes it is the first that is opened."""
     from optimum.intel import OVStableDiffusionPipeline
 
-    artifact = make(tiny, tmp_path / "static", dtype="float16", static="1x64x64")
+    artifact = make(tiny, tmp_path / "static", dtype="float16", static=["1x64x64", "1x96x64"])
     pipeline = OVStableDiffusionPipeline.from_pretrained(artifact, dynamic_shapes=False, ov_config=F32)
     assert paint(pipeline, "a star", size=(64, 64), steps=2).shape == (64, 64, 3)
 

@@ -1,4 +1,4 @@
-"""What is laid over a checkpoint before it is exported: another autoencoder, new tokens, LoRAs."""
+"""What is laid over a checkpoint before it is exported: another autoencoder, tokens, LoRAs, a scheduler."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from exporter.artifact import OverlayRecord
 from exporter.checkpoints.checkpoint import Checkpoint
 from exporter.checkpoints.overlays.base import Overlaid
 from exporter.checkpoints.overlays.lora import LoraRequest, with_loras
+from exporter.checkpoints.overlays.scheduler import with_scheduler
 from exporter.checkpoints.overlays.textual_inversion import with_tokens
 from exporter.checkpoints.overlays.vae import with_vae
 from exporter.errors import ArtifactError, CheckpointError
@@ -21,6 +22,7 @@ def lay_over(
     vae: str | None = None,
     textual_inversions: Sequence[str] = (),
     loras: Sequence[str] = (),
+    scheduler: str | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
     """The checkpoint with everything laid over it, in the order of the arguments.
@@ -29,11 +31,12 @@ def lay_over(
         vae: Folder of an `AutoencoderKL`, a whole checkpoint that has one, or a single file.
         textual_inversions: Files with embeddings of new tokens.
         loras: `FILE` or `FILE:SCALE` each.
+        scheduler: Name of a class of diffusers.
         allow_pickle: Open pickled embeddings and autoencoders.
 
     Raises:
         CheckpointError: A file is missing, damaged, or does not fit the checkpoint.
-        UsageError: A scale is no finite number.
+        UsageError: A scale is no finite number, or the scheduler does not go with the model.
     """
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
@@ -41,6 +44,8 @@ def lay_over(
         checkpoint = with_tokens(checkpoint, file, allow_pickle=allow_pickle)
     if loras:
         checkpoint = with_loras(checkpoint, [LoraRequest.parse(text) for text in loras])
+    if scheduler is not None:
+        checkpoint = with_scheduler(checkpoint, scheduler)
     return checkpoint
 
 
@@ -49,26 +54,26 @@ def lay_again(
 ) -> Checkpoint:
     """Lay over a checkpoint what a manifest recorded, and see that it is the same.
 
-    Kinds that this module does not lay over (a scheduler) are left to those who do.
-
     Raises:
         ArtifactError: An overlay is missing, or has changed since.
     """
     vae = next((r.source for r in records if r.kind == "vae"), None)
     tokens = [r.source for r in records if r.kind == "textual_inversion"]
     loras = [r for r in records if r.kind == "lora"]
+    scheduler = next((r.source for r in records if r.kind == "scheduler"), None)
     try:
         result = lay_over(checkpoint, vae=vae, textual_inversions=tokens, allow_pickle=allow_pickle)
         if loras:
             requests = [LoraRequest(r.source, 1.0 if r.scale is None else r.scale) for r in loras]
             result = with_loras(result, requests)
+        if scheduler is not None:
+            result = with_scheduler(result, scheduler)
     except CheckpointError as error:
         raise ArtifactError(
             f"The artifact was made with an overlay that cannot be laid again: {error.message}",
             hint="Put the file back where it was, or convert again.",
         ) from error
-    ours = [r for r in records if r.kind != "scheduler"]
-    for then, now in zip(ours, result.overlays, strict=True):
+    for then, now in zip(records, result.overlays, strict=True):
         if (then.kind, [f.sha256 for f in then.files]) != (now.kind, [f.sha256 for f in now.files]):
             raise ArtifactError(
                 f"The {then.kind.replace('_', ' ')} {then.source} is not what the artifact was made with: it "

@@ -48,14 +48,27 @@ class OnnxTarget(Target):
 
         return export(component, _checked(options), staging, progress)
 
+    def computes_in_float16(self, options: Options) -> bool:
+        return options.dtype == "float16"
+
+    def keep_finite(self, component: Component, options: Options, peak: float) -> Options:
+        return options.model_copy(update={"dtype": "float32"})
+
     def finish(
         self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
     ) -> list[Path]:
         from exporter.targets.layout import write_diffusers_files
 
-        return write_diffusers_files(checkpoint, components, staging)
+        files = write_diffusers_files(checkpoint, components, staging)
+        if _checked(options).naming == "transformers.js":
+            from exporter.targets.onnx.names import write_web_config
+
+            files.append(write_web_config(staging, components, checkpoint.pipeline_class))
+        return files
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        if manifest.options.get("naming") == "transformers.js":  # optimum wants a folder a component
+            return super().clients(repo, manifest)
         code = diffusers_code("optimum.onnxruntime", "ORT", manifest.source.pipeline_class, repo)
         optimum = Client("optimum", 'pip install "optimum-onnx[onnxruntime]"', "python", code)
         return [optimum, *super().clients(repo, manifest)]
@@ -64,6 +77,16 @@ class OnnxTarget(Target):
         from exporter.targets.onnx.runner import OnnxRunner
 
         return OnnxRunner(root / component.entry, options or RunOptions())
+
+    def runtime(self, options: RunOptions) -> dict[str, str]:
+        from exporter.targets.onnx.compiled import runtime
+
+        return runtime(options)
+
+    def compile(self, root: Path, component: ComponentRecord, options: RunOptions, folder: Path) -> Path:
+        from exporter.targets.onnx.compiled import compile_graph
+
+        return compile_graph(root / component.entry, options, folder)
 
 
 def _checked(options: Options) -> OnnxOptions:

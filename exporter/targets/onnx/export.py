@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.architectures.base import Component, TensorSpec
-from exporter.artifact import TensorRecord
+from exporter.artifact import SizeRecord, TensorRecord
 from exporter.progress import Progress
-from exporter.targets.base import Estimate, ExportedComponent, Options, component_size
+from exporter.targets.base import (
+    Estimate,
+    ExportedComponent,
+    Options,
+    Static,
+    component_shapes,
+    component_size,
+)
+from exporter.targets.onnx.names import model_path
 from exporter.targets.onnx.options import OnnxOptions
 
 ITEM_BYTES = {"float32": 4, "float16": 2}
@@ -21,8 +30,9 @@ def estimate(component: Component, options: Options) -> Estimate:
     """Disk: weights and graph. Memory: the libraries, the graph and one tensor at a time."""
     largest = max((tensor.numel for tensor in component.weights.values()), default=0)
     item = ITEM_BYTES[options.dtype]
+    graphs = max(1, len(options.sizes()))
     return Estimate(
-        disk=component.parameters * item + len(component.weights) * GRAPH_BYTES_A_WEIGHT,
+        disk=component.parameters * item + graphs * len(component.weights) * GRAPH_BYTES_A_WEIGHT,
         memory=PEAK_MEMORY + 2 * largest * max(item, 4),  # as stored, and cast or transposed
     )
 
@@ -32,26 +42,47 @@ def export(
 ) -> ExportedComponent:
     """Write `<component>/model.onnx` and `model.onnx_data` below `staging`.
 
+    Sizes after the first become `model_BxHxW.onnx`, with their weights in the same `model.onnx_data`.
+
     Raises:
         UnsupportedError: A module or operator has no route; the message names both.
         CheckpointError: Weights are missing, do not fit the config, or do not fit float16.
     """
     from exporter import graph
 
-    built = graph.build(
-        component,
-        static=component_size(component, options.static) if options.static else None,
-        dtype=options.dtype,
-        attention=options.attention,
-        opset=options.opset,
-        progress=progress,
-    )
-    files = graph.write(built, staging / component.name, progress=progress)
+    def place(further: Static | None = None) -> Path:
+        return staging / model_path(component.name, options.naming, options.dtype, further)
+
+    shared = graph.SharedData(f"{place().name}_data")
+    written: dict[tuple[tuple[int, ...], ...], tuple[graph.Graph, Path]] = {}
+    files: list[Path] = []
+    sizes = []
+    for static in options.sizes() or (None,):
+        shapes = component_shapes(component, static)
+        if shapes not in written:
+            built = graph.build(
+                component,
+                static=component_size(component, static) if static else None,
+                dtype=options.dtype,
+                attention=options.attention,
+                opset=options.opset,
+                progress=progress,
+            )
+            path = place(None if static in (None, options.static) else static)
+            paths = graph.write(built, path.parent, name=path.name, shared=shared, progress=progress)
+            files += [path for path in paths if path not in files]
+            written[shapes] = built, paths[0]
+        built, entry = written[shapes]
+        if static is not None:
+            inputs, outputs = _records(built.inputs), _records(built.outputs)
+            relative = entry.relative_to(staging).as_posix()
+            sizes.append(SizeRecord(static=static, entry=relative, inputs=inputs, outputs=outputs))
+    built, entry = next(iter(written.values()))
     return ExportedComponent(
-        entry=files[0],
+        entry=entry,
         files=tuple(files),
-        inputs=tuple(_record(spec) for spec in built.inputs),
-        outputs=tuple(_record(spec) for spec in built.outputs),
+        inputs=tuple(_records(built.inputs)),
+        outputs=tuple(_records(built.outputs)),
         details={
             "opset": built.opset,
             "attention": built.attention,
@@ -59,8 +90,9 @@ def export(
             "route": built.route,
             "nodes": len(built.model.graph),
         },
+        sizes=tuple(sizes) if len(sizes) > 1 else (),
     )
 
 
-def _record(spec: TensorSpec) -> TensorRecord:
-    return TensorRecord(name=spec.name, dtype=spec.dtype, dims=list(spec.dims))
+def _records(specs: Sequence[TensorSpec]) -> list[TensorRecord]:
+    return [TensorRecord(name=spec.name, dtype=spec.dtype, dims=list(spec.dims)) for spec in specs]

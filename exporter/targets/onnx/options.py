@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from exporter.targets.base import Options
+from exporter.targets.base import SeveralSizes
+from exporter.targets.onnx.names import Naming
 
 LOWEST_OPSET = {"fused": 20, "decomposed": 20, "opset23": 23}
 HIGHEST_OPSET = 23
 
 
-class OnnxOptions(Options):
+class OnnxOptions(SeveralSizes):
     """Options of `--to onnx`.
 
     Attributes:
@@ -23,10 +24,13 @@ class OnnxOptions(Options):
             ONNX Runtime, also taken by OpenVINO. `opset23` is the standard's own Attention operator.
             `decomposed` is matrix products and a softmax, for runtimes that know neither.
         opset: Version of the standard operator set; by default 20, or 23 with `opset23`.
+        naming: Of the files. `diffusers`: a folder a component, as optimum opens them. `transformers.js`: all
+            in `onnx/`, the component and its dtype in the name; see `exporter.targets.onnx.names`.
     """
 
     attention: Literal["fused", "opset23", "decomposed"] = "fused"
     opset: int | None = Field(default=None)
+    naming: Naming = "diffusers"
 
     @field_validator("dtype", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 from exporter.artifact import TensorRecord
 from exporter.errors import ArtifactError, BackendMissing, UsageError
 from exporter.targets.base import Runner, RunOptions
+from exporter.targets.onnx.compiled import SMALL
 
 if TYPE_CHECKING:
     import onnx
@@ -39,16 +40,20 @@ class OnnxRunner(Runner):
 
     Args:
         path: `model.onnx`.
-        options: Device (`cpu`, `cuda`, `dml`, … or a provider's full name) and threads.
+        options: Device (`cpu`, `cuda`, `dml`, … or a provider's full name) and threads; a graph that was
+            optimised before, to open in the place of the file.
+        save: Also keep what ONNX Runtime makes of the graph, in this file and one beside it.
 
     Raises:
         ArtifactError: The files are missing, damaged, no ONNX model, or the data lies outside the folder.
         BackendMissing: This ONNX Runtime has no such device.
     """
 
-    def __init__(self, path: Path, options: RunOptions) -> None:
+    def __init__(self, path: Path, options: RunOptions, *, save: Path | None = None) -> None:
+        path = options.compiled or path
         self._path = path
         self._options = options
+        self._save = save
         self._graph = read_graph(path)
         check_data(self._graph, path.parent)
         self._modules = module_map(self._graph)
@@ -106,6 +111,15 @@ class OnnxRunner(Runner):
             if self._options.threads < 1:
                 raise UsageError(f"A model cannot run on {self._options.threads} threads.")
             settings.intra_op_num_threads = self._options.threads
+        if self._options.compiled is not None:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        elif self._save is not None:
+            settings.optimized_model_filepath = str(self._save)
+            data = f"{self._save.name}_data"
+            settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
+            settings.add_session_config_entry(
+                "session.optimized_model_external_initializers_min_size_in_bytes", SMALL
+            )
         if isinstance(model, bytes):
             folder = str(self._path.parent.resolve())
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

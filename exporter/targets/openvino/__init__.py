@@ -49,6 +49,16 @@ class OpenVinoTarget(Target):
 
         return export(component, _checked(options), staging, progress)
 
+    def computes_in_float16(self, options: Options) -> bool:
+        checked = _checked(options)
+        made_for = {checked.dtype, checked.precision_hint}
+        return checked.activations_scale is None and bool(made_for & {"float16", "f16"})
+
+    def keep_finite(self, component: Component, options: Options, peak: float) -> Options:
+        from exporter.targets.openvino.export import scale_for
+
+        return options.model_copy(update={"activations_scale": scale_for(peak)})
+
     def finish(
         self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
     ) -> list[Path]:
@@ -59,6 +69,12 @@ class OpenVinoTarget(Target):
             *write_diffusers_files(checkpoint, components, staging),
             *write_tokenizers(checkpoint, staging),
         ]
+
+    def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
+        from exporter.targets.openvino.schedulers import scheduler_remark
+
+        remark = scheduler_remark(checkpoint)
+        return [] if remark is None else [remark]
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         kind = manifest.source.pipeline_class
@@ -85,6 +101,16 @@ class OpenVinoTarget(Target):
         from exporter.targets.openvino.runner import OpenVinoRunner
 
         return OpenVinoRunner(root / component.entry, component, options or RunOptions())
+
+    def runtime(self, options: RunOptions) -> dict[str, str]:
+        from exporter.targets.openvino.compiled import runtime
+
+        return runtime(options)
+
+    def compile(self, root: Path, component: ComponentRecord, options: RunOptions, folder: Path) -> Path:
+        from exporter.targets.openvino.compiled import compile_blob
+
+        return compile_blob(root / component.entry, component, options, folder)
 
 
 def _checked(options: Options) -> OpenVinoOptions:

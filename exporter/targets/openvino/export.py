@@ -12,11 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from exporter.artifact import TensorRecord
+from exporter.artifact import SizeRecord, TensorRecord
 from exporter.errors import UnsupportedError
 from exporter.progress import Progress
-from exporter.targets.base import Estimate, ExportedComponent, component_size
+from exporter.targets.base import (
+    Estimate,
+    ExportedComponent,
+    Static,
+    component_shapes,
+    component_size,
+    size_text,
+)
 from exporter.targets.openvino.options import OpenVinoOptions
+from exporter.targets.openvino.sharing import share_constants
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,6 +37,11 @@ XML = "openvino_model.xml"
 ATTENTION: Literal["fused"] = "fused"
 SCRATCH = ".onnx"
 """Folder of the temporary graph inside the component's; hidden, removed in any case."""
+
+SCALE_PLACE = ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"]
+"""Where OpenVINO's GPU plugin looks for it, as text; optimum-intel writes it to the same place."""
+SMALLEST_SCALE = 8.0
+FLOAT16_MAX = 65504.0
 
 MB = 1_000_000
 OVERHEAD_DISK = 3 * MB  # the .xml of a full-size UNet
@@ -53,39 +66,72 @@ def export(
 ) -> ExportedComponent:
     """Write one component into `staging / component.name`.
 
+    Sizes after the first become `openvino_model_BxHxW.xml`, whose weights lie in the first one's `.bin`.
+
     Raises:
         UnsupportedError: OpenVINO has no counterpart of an operator; the message names it.
     """
+    folder = staging / component.name
+    scratch = folder / SCRATCH
+    entries: dict[tuple[tuple[int, ...], ...], Path] = {}
+    sizes: list[tuple[Static, Path]] = []
+    try:
+        for static in options.sizes() or (None,):
+            shapes = component_shapes(component, static)
+            if shapes not in entries:
+                name = XML if static in (None, options.static) else f"openvino_model_{size_text(static)}.xml"
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(parents=True)
+                entry = export_one(component, options, static, folder / name, scratch, progress)
+                if entries:
+                    share_constants(folder / XML, entry)
+                entries[shapes] = entry
+            if static is not None:
+                sizes.append((static, entries[shapes]))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return describe_files(staging, list(entries.values()), component, options, sizes)
+
+
+def export_one(
+    component: Component,
+    options: OpenVinoOptions,
+    static: Static | None,
+    path: Path,
+    scratch: Path,
+    progress: Progress,
+) -> Path:
+    """Write one `.xml` and its `.bin`, dynamic or baked."""
     import openvino
 
     from exporter.targets.openvino.held_back import hold_back, put_back
 
-    folder = staging / component.name
-    scratch = folder / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        source, modules = write_graph(component, options, scratch, progress)
-        progress.start(f"{component.name}: converting to OpenVINO")
-        model = convert(source, component)
-        held = hold_back(model)
-        simplify(model)
-        tensors = put_back(model, held, options.dtype, scratch)
-        finish_model(model, component, options, modules)
-        progress.done()
-        progress.start(f"{component.name}: writing {XML}")
-        entry = folder / XML
-        openvino.save_model(model, entry, compress_to_fp16=False)
-        del model, held, tensors
-        gc.collect()
-        progress.done()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return describe_files(entry, component, options)
+    source, modules = write_graph(component, static, scratch, progress)
+    progress.start(f"{component.name}: converting to OpenVINO")
+    model = convert(source, component)
+    held = hold_back(model)
+    simplify(model)
+    tensors = put_back(model, held, options.dtype, scratch)
+    finish_model(model, component, options, modules)
+    progress.done()
+    progress.start(f"{component.name}: writing {path.name}")
+    openvino.save_model(model, path, compress_to_fp16=False)
+    del model, held, tensors
+    gc.collect()
+    progress.done()
+    return path
+
+
+def scale_for(peak: float) -> float:
+    """The smallest power of two from 8 on that brings a peak within float16; 2^20 where none would."""
+    scale = SMALLEST_SCALE
+    while not (peak / scale <= FLOAT16_MAX) and scale < 2.0**20:
+        scale *= 2
+    return scale
 
 
 def write_graph(
-    component: Component, options: OpenVinoOptions, scratch: Path, progress: Progress
+    component: Component, static: Static | None, scratch: Path, progress: Progress
 ) -> tuple[Path, dict[str, list[str]]]:
     """The temporary ONNX file, always float32: OpenVINO rounds the weights itself while it saves.
 
@@ -95,8 +141,8 @@ def write_graph(
     from exporter.graph import build, write
     from exporter.targets.openvino.weights import keep_linear_weights
 
-    static = component_size(component, options.static) if options.static else None
-    graph = build(component, static=static, dtype="float32", attention=ATTENTION, progress=progress)
+    size = component_size(component, static) if static else None
+    graph = build(component, static=size, dtype="float32", attention=ATTENTION, progress=progress)
     keep_linear_weights(graph)
     source = write(graph, scratch / component.name, link=True, progress=progress)[0]
     return source, same_values(graph)
@@ -180,26 +226,49 @@ def finish_model(
     surgery.name_nodes(model)
     known = surgery.tensor_names(model)
     present = {path: next((n for n in names if n in known), None) for path, names in modules.items()}
+    if options.activations_scale is not None:
+        model.set_rt_info(f"{options.activations_scale:.1f}", SCALE_PLACE)
     surgery.write_modules(model, {path: name for path, name in present.items() if name is not None})
 
 
-def describe_files(entry: Path, component: Component, options: OpenVinoOptions) -> ExportedComponent:
+def describe_files(
+    staging: Path,
+    entries: Sequence[Path],
+    component: Component,
+    options: OpenVinoOptions,
+    sizes: Sequence[tuple[Static, Path]],
+) -> ExportedComponent:
     """What was written, with inputs and outputs read back from the disk."""
     import openvino
 
     from exporter.targets.openvino.runner import describe, read_model
 
-    model = read_model(openvino.Core(), entry)
+    declared: dict[Path, tuple[list[TensorRecord], list[TensorRecord]]] = {}
+    for entry in entries:
+        model = read_model(openvino.Core(), entry)
+        declared[entry] = (
+            [describe(port, claimed(component.inputs)) for port in model.inputs],
+            [describe(port, claimed(component.outputs)) for port in model.outputs],
+        )
+        del model
+    first, scale = entries[0], options.activations_scale
+    records = []
+    for static, entry in sizes if len(sizes) > 1 else ():
+        path = entry.relative_to(staging).as_posix()
+        inputs, outputs = declared[entry]
+        records.append(SizeRecord(static=static, entry=path, inputs=inputs, outputs=outputs))
     return ExportedComponent(
-        entry=entry,
-        files=(entry, entry.with_suffix(".bin")),
-        inputs=tuple(describe(port, claimed(component.inputs)) for port in model.inputs),
-        outputs=tuple(describe(port, claimed(component.outputs)) for port in model.outputs),
+        entry=first,
+        files=(*entries, first.with_suffix(".bin")),
+        inputs=tuple(declared[first][0]),
+        outputs=tuple(declared[first][1]),
         details={
             "precision_hint": options.precision_hint,
             "attention": ATTENTION,
             "weights": "float32" if options.dtype == "float32" else f"{options.dtype}, vectors float32",
+            **({} if scale is None else {"activations_scale_factor": scale}),
         },
+        sizes=tuple(records),
     )
 
 

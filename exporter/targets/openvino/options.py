@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from exporter.targets.base import Options
+from pydantic import Field
+
+from exporter.targets.base import SeveralSizes
 
 
-class OpenVinoOptions(Options):
+class OpenVinoOptions(SeveralSizes):
     """Options of `--to openvino`.
 
     Attributes:
@@ -21,8 +23,12 @@ class OpenVinoOptions(Options):
         timestep: Dtype of the UNet's `timestep` input, always of shape [1]. `int64` is what OpenVINO
             GenAI sets and optimum exports; schedulers with fractional timesteps (Euler and LMS with
             `linspace` spacing) need `float32`, which optimum opens and GenAI refuses.
+        activations_scale: Of every component: what a GPU that computes in float16 divides activations by
+            (`ACTIVATIONS_SCALE_FACTOR`, in the file's `rt_info`). None: measured, where the artifact is made
+            for float16, and written only for components whose values float16 does not hold.
     """
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # type: ignore[assignment]
     precision_hint: Literal["f32", "bf16", "f16", "default"] = "f32"
     timestep: Literal["int64", "float32"] = "int64"
+    activations_scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifact import ComponentRecord, TensorRecord
-from exporter.errors import ArtifactError, BackendMissing, UsageError
+from exporter.errors import ArtifactError, UsageError
 from exporter.targets.base import Runner, RunOptions
+from exporter.targets.openvino.compiled import device_of, import_blob, require_device
 from exporter.targets.openvino.model import plain, read_modules
+from exporter.targets.openvino.sharing import weights_of as constants_of
 
 if TYPE_CHECKING:
     import openvino
@@ -34,7 +36,8 @@ class OpenVinoRunner(Runner):
     Args:
         path: `openvino_model.xml`.
         record: The manifest's word, used only for the names of dynamic dims.
-        options: Device, hint, threads.
+        options: Device, hint, threads; a compiled model to open in the place of the file, which then
+            gives no modules.
 
     Raises:
         ArtifactError: The files are missing, damaged or no OpenVINO model.
@@ -46,22 +49,31 @@ class OpenVinoRunner(Runner):
 
         self._core = openvino.Core()
         self._path = path
-        self._device = (options.device or "CPU").upper()
+        self._device = device_of(options)
         self._settings = compile_settings(options)
-        self._model = read_model(self._core, path)
         self._compiled: openvino.CompiledModel | None = None
-        self._modules = read_modules(self._model)
-        self.inputs = tuple(describe(port, record.inputs) for port in self._model.inputs)
-        self.outputs = tuple(describe(port, record.outputs) for port in self._model.outputs)
-        self._compiled = self._compile(self._model)
-        self.precision = precision_of(self._compiled)
-        self.weights = weights_of(self._model)
+        self._modules: dict[str, str] = {}
+        if options.compiled is not None:
+            require_device(self._core, self._device)
+            self._compiled = import_blob(self._core, options.compiled, self._device, self._settings)
+            ports: Any = self._compiled
+        else:
+            ports = self._model = read_model(self._core, path)
+            self._modules = read_modules(self._model)
+            self.weights = weights_of(self._model)
+        self.inputs = tuple(describe(port, record.inputs) for port in ports.inputs)
+        self.outputs = tuple(describe(port, record.outputs) for port in ports.outputs)
+        self.precision = precision_of(self.compiled())
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._check(inputs)
+        return self._infer(self.compiled(), inputs, [spec.name for spec in self.outputs])
+
+    def compiled(self) -> openvino.CompiledModel:
+        """The model as the device's plugin has it."""
         if self._compiled is None:
             self._compiled = self._compile(self._model)
-        return self._infer(self._compiled, inputs, [spec.name for spec in self.outputs])
+        return self._compiled
 
     def module_names(self) -> list[str]:
         return list(self._modules)
@@ -103,11 +115,7 @@ class OpenVinoRunner(Runner):
         try:
             return self._core.compile_model(model, self._device, self._settings)
         except RuntimeError as error:
-            have = self._core.available_devices
-            if self._device.split(".")[0].split(":")[0] not in {*have, "AUTO", "MULTI", "HETERO"}:
-                raise BackendMissing(
-                    f"OpenVINO finds no device {self._device!r} here; it finds: {', '.join(have)}."
-                ) from error
+            require_device(self._core, self._device)
             raise ArtifactError(f"OpenVINO cannot compile {self._path.name}: {plain(error)}") from error
 
     @staticmethod
@@ -151,19 +159,20 @@ class OpenVinoRunner(Runner):
 
 
 def read_model(core: openvino.Core, path: Path) -> openvino.Model:
-    """Read `.xml` and `.bin`.
+    """Read `.xml` and `.bin`; sizes of one component share a `.bin`.
 
     Raises:
         ArtifactError: Either is missing or damaged.
     """
-    for file in (path, path.with_suffix(".bin")):
+    weights = constants_of(path)
+    for file in (path, weights):
         if not file.is_file():
             raise ArtifactError(
                 f"{file.name} of component {path.parent.name!r} is missing.",
                 hint="Convert again, or copy the artifact with all of its files.",
             )
     try:
-        return core.read_model(path)
+        return core.read_model(path, weights)
     except RuntimeError as error:
         raise ArtifactError(
             f"OpenVINO cannot read {path.parent.name}/{path.name}: {plain(error)}",

@@ -43,6 +43,12 @@ class TorchScriptTarget(Target):
 
         return export(component, _checked(options), staging, progress)
 
+    def computes_in_float16(self, options: Options) -> bool:
+        return options.dtype == "float16"
+
+    def keep_finite(self, component: Component, options: Options, peak: float) -> Options:
+        return options.model_copy(update={"dtype": "float32"})
+
     def finish(
         self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
     ) -> list[Path]:

@@ -1,0 +1,79 @@
+"""The run of the reference pipeline whose inputs are captured: what is painted, and where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from exporter.checkpoints import Checkpoint
+    from exporter.parity.painting import Painted, Plan
+
+GENERIC_PROMPTS = ("a photograph of an astronaut riding a horse", "a watercolour of a harbour at dawn")
+BUILTIN_PROMPTS = (
+    "a large red star at the left on a blue background",
+    "a small green circle at the top on a white background",
+)
+
+
+def default_prompts(checkpoint: Checkpoint) -> list[str]:
+    """Two that fit the model, and one that speaks every token that was laid over it."""
+    builtin = checkpoint.source.startswith("builtin:")
+    return [*(BUILTIN_PROMPTS if builtin else GENERIC_PROMPTS), *token_prompts(checkpoint)]
+
+
+def token_prompts(checkpoint: Checkpoint) -> list[str]:
+    """A prompt that speaks every token that was laid over the checkpoint."""
+    tokens = [t for o in checkpoint.overlays if o.kind == "textual_inversion" for t in o.details["tokens"]]
+    return [f"a picture of {' '.join(map(str, tokens))}"] if tokens else []
+
+
+def plan_of(
+    checkpoint: Checkpoint,
+    size: Sequence[int] | None,
+    *,
+    prompts: Sequence[str] | None,
+    steps: int,
+    seed: int,
+) -> Plan:
+    """What is painted.
+
+    Args:
+        size: `(pictures, height, width)` where an artifact's shapes are baked; None is the native size.
+        prompts: None or nothing takes `default_prompts`.
+    """
+    from exporter.architectures import components_of
+    from exporter.parity.painting import Plan
+
+    native = components_of(checkpoint)[0].native
+    batch, height, width = size or (1, native.height, native.width)
+    chosen = tuple(prompts or default_prompts(checkpoint))
+    return Plan(chosen, steps, seed, int(height), int(width), int(batch))
+
+
+def paint_reference(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    cache: Path | Literal["user"] | None,
+    tick: Callable[[str], None] = lambda text: None,
+) -> Painted:
+    """The float32 reference's run, from the cache where it is there."""
+    from exporter.architectures import components_of
+    from exporter.parity.budget import cache_folder
+    from exporter.parity.paint_cache import cached_paint
+    from exporter.parity.painting import paint
+    from exporter.parity.twin import reference_backend
+
+    components = components_of(checkpoint)
+    by_name = {component.name: component for component in components}
+    return cached_paint(
+        cache_folder() if cache == "user" else cache,
+        checkpoint,
+        components,
+        plan,
+        {},
+        "reference",
+        lambda: paint(checkpoint, components, plan, reference_backend(by_name), tick),
+    )
