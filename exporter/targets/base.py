@@ -89,6 +89,7 @@ class RunOptions:
     threads: int | None = None
     trust: bool = False
     peaks: bool = False
+    compiled: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,6 @@ class Peak:
     module: str | None
     peak: float
     limit: float | None
-    compiled: Path | None = None
 
 
 @dataclass(frozen=True)
