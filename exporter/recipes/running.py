@@ -226,9 +226,7 @@ def _intake(recipe: Recipe) -> dict[str, Any]:
 def _checkpoint(recipe: Recipe) -> Checkpoint:
     from exporter.checkpoints import open_source
 
-    return open_source(
-        recipe.model, revision=recipe.revision, variant=recipe.variant, **recipe.intake()
-    )
+    return open_source(recipe.model, revision=recipe.revision, variant=recipe.variant, **recipe.intake())
 
 
 def recorded_recipe(cell: Cell) -> dict[str, Any]:

@@ -84,13 +84,14 @@ def parse(given: Sequence[Named]) -> list[Technique]:
     found: list[Technique] = []
     for item in given:
         if isinstance(item, str):
-            name, options = item, {}
+            name, options = item, dict[str, Any]()
         elif len(item) == 1:
-            ((name, options),) = item.items()
+            ((name, given_options),) = item.items()
+            options = dict(given_options or {})
         else:
             raise UsageError("A technique is a name, or one name with its options.")
         try:
-            found.append(kind(name)(**(options or {})))
+            found.append(kind(name)(**options))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])

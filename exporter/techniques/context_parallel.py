@@ -53,7 +53,7 @@ class ContextParallel(Technique):
             remove_context_parallel(module, module._cp_plan)
             module._parallel_config = None
             for part in module.modules():
-                processor = getattr(part, "processor", None)
+                processor: Any = getattr(part, "processor", None)
                 if hasattr(processor, "_parallel_config"):
                     processor._parallel_config = None
 

@@ -19,12 +19,12 @@ class FusedQkv(Technique):
     excludes: ClassVar[frozenset[str]] = frozenset({"xformers", "t-gate"})
 
     def apply(self, pipeline: Any) -> Undo:
-        module = denoiser(pipeline)
-        before = dict(module.attn_processors)  # type: ignore[operator]
-        module.fuse_qkv_projections()  # type: ignore[operator]
+        module: Any = denoiser(pipeline)
+        before = dict(module.attn_processors)
+        module.fuse_qkv_projections()
 
         def undo() -> None:
-            module.set_attn_processor(dict(before))  # type: ignore[operator]
+            module.set_attn_processor(dict(before))
             for part in module.modules():
                 if getattr(part, "fused_projections", False):
                     part.fused_projections = False

@@ -46,7 +46,7 @@ class GroupOffload(Technique):
 
         def undo() -> None:
             for part in module.modules():
-                registry = getattr(part, "_diffusers_hook", None)
+                registry: Any = getattr(part, "_diffusers_hook", None)
                 for name in [n for n in registry.hooks if "group_offload" in n] if registry else []:
                     registry.remove_hook(name, recurse=False)
             module.to(where)

@@ -21,12 +21,12 @@ class XformersAttention(Technique):
     stage: ClassVar[int] = 2
 
     def apply(self, pipeline: Any) -> Undo:
-        module = denoiser(pipeline)
-        processors = module.attn_processors  # type: ignore[operator]
+        module: Any = denoiser(pipeline)
+        processors = module.attn_processors
         pipeline.enable_xformers_memory_efficient_attention()
 
         def undo() -> None:
             pipeline.disable_xformers_memory_efficient_attention()
-            module.set_attn_processor(dict(processors))  # type: ignore[operator]
+            module.set_attn_processor(dict(processors))
 
         return undo

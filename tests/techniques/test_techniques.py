@@ -55,6 +55,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", HERE)
 def test_it_does_what_it_says_and_is_undone(name: str, painter: Any, plain: np.ndarray) -> None:
+    for package in techniques.kind(name).packages:
+        pytest.importorskip(package)
     undo = techniques.apply(painter, [{name: HERE[name]}])
     try:
         changed = psnr(paint(painter), plain)
