@@ -23,6 +23,8 @@ from exporter.progress import NullProgress, Progress
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from exporter.techniques import Named
+
 PROMPTS = {"builtin:shapes": "a large red star at the left on a blue background"}
 GENERIC = "a photograph of an astronaut riding a horse"
 
@@ -52,6 +54,27 @@ class Settings:
     trust: bool = False
 
 
+@dataclass(frozen=True)
+class Entrant:
+    """What takes part.
+
+    Attributes:
+        source: An artifact, or a checkpoint for the PyTorch pipeline.
+        name: In tables; the source itself when empty.
+        techniques: Applied to the PyTorch pipeline (`exporter.techniques`).
+        intake: Of a checkpoint: further arguments of `exporter.pipeline.load` (revision, loras …).
+    """
+
+    source: str
+    name: str = ""
+    techniques: tuple[Named, ...] = ()
+    intake: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return self.name or self.source
+
+
 @dataclass
 class Row:
     """One competitor.
@@ -60,7 +83,7 @@ class Row:
         seconds: Of each counted picture.
         load / first: Seconds to open it, and of the first picture (compilation included).
         parts: Component → median seconds of one call.
-        peak_memory / disk: Bytes, of its process and of its files.
+        peak_memory / device_memory / disk: Bytes, of its process, of the GPU and of its files.
         arithmetic: What the runtime computes in, as it says itself, by component.
         precision_hint: What it was asked for.
         psnr: Of its picture against the first competitor's, in dB; None for the first.
@@ -78,6 +101,7 @@ class Row:
     first: float = math.nan
     parts: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
+    device_memory: int = 0
     disk: int = 0
     arithmetic: str = ""
     precision_hint: str | None = None
@@ -132,7 +156,7 @@ class BenchResult:
 
 
 def run(
-    sources: Sequence[str],
+    sources: Sequence[str | Entrant],
     *,
     prompt: str | None = None,
     interleave: bool = True,
@@ -142,7 +166,8 @@ def run(
     """Measure artifacts and checkpoints against the first of them.
 
     Args:
-        sources: Artifacts, or checkpoints for the PyTorch pipeline; the first is the yardstick.
+        sources: Artifacts, or checkpoints for the PyTorch pipeline, with techniques or without; the
+            first is the yardstick.
         prompt: What is painted; None takes one that fits the first source.
         interleave: All at once in memory and in turn; else one after the other, for models that do
             not fit beside each other.
@@ -154,33 +179,34 @@ def run(
     report = progress or NullProgress()
     if not sources:
         raise UsageError("Nothing to measure: name at least one artifact or checkpoint.")
-    if len(set(sources)) != len(sources):
+    entrants = [Entrant(each) if isinstance(each, str) else each for each in sources]
+    if len({each.title for each in entrants}) != len(entrants):
         raise UsageError("The same source is named twice.")
-    chosen = Settings(prompt=prompt or PROMPTS.get(_origin(sources[0]), GENERIC), **settings)
+    chosen = Settings(prompt=prompt or PROMPTS.get(_origin(entrants[0].source), GENERIC), **settings)
     if min(chosen.runs, chosen.steps) < 1 or chosen.warm_up < 0:
         raise UsageError("runs and steps must be at least 1, and warm-ups not below 0.")
     from exporter.parity.environment import environment
 
     rows: list[Row] = []
-    groups = [list(sources)] if interleave else [[source] for source in sources]
+    groups = [entrants] if interleave else [[each] for each in entrants]
     for group in groups:
         rows += _race(group, chosen, report)
     _compare(rows)
     return BenchResult(chosen, rows, environment(), interleave)
 
 
-def _race(sources: Sequence[str], settings: Settings, progress: Progress) -> list[Row]:
+def _race(entrants: Sequence[Entrant], settings: Settings, progress: Progress) -> list[Row]:
     """Open every competitor, then let them paint in turn."""
     competitors: list[tuple[Row, Competitor | None]] = []
     try:
-        for source in sources:
-            progress.start(f"opening {source}")
+        for entrant in entrants:
+            progress.start(f"opening {entrant.title}")
             competitor: Competitor | None = None
             try:
-                competitor = Competitor(source, settings)
-                row = _described(source, competitor.opened)
+                competitor = Competitor(entrant, settings)
+                row = _described(entrant.title, competitor.opened)
             except ExporterError as error:
-                row = Row(source, "", error=error)
+                row = Row(entrant.title, "", error=error)
             competitors.append((row, competitor))
             progress.done()
         total = settings.warm_up + settings.runs
@@ -204,9 +230,9 @@ def _race(sources: Sequence[str], settings: Settings, progress: Progress) -> lis
     return [row for row, _ in competitors]
 
 
-def _described(source: str, opened: dict[str, Any]) -> Row:
+def _described(name: str, opened: dict[str, Any]) -> Row:
     known = {k: v for k, v in opened.items() if k in Row.__dataclass_fields__}
-    return Row(name=source, **known)
+    return Row(name=name, **known)
 
 
 def _take(row: Row, measured: Measured, *, counted: bool) -> None:
@@ -216,6 +242,7 @@ def _take(row: Row, measured: Measured, *, counted: bool) -> None:
         row.seconds.append(measured.seconds)
         row.parts = measured.parts
     row.peak_memory = max(row.peak_memory, measured.peak_memory)
+    row.device_memory = max(row.device_memory, measured.device_memory)
     row.arithmetic = measured.arithmetic or row.arithmetic
     row.picture = measured.picture
 
@@ -244,4 +271,4 @@ def _origin(source: str) -> str:
     return source
 
 
-__all__ = ["BenchResult", "Row", "Settings", "run"]
+__all__ = ["BenchResult", "Entrant", "Row", "Settings", "run"]

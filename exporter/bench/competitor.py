@@ -18,16 +18,18 @@ from exporter.errors import ArtifactError, ExporterError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from exporter.bench import Settings
+    from exporter.bench import Entrant, Settings
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One picture: wall seconds, seconds of one call by component, peak bytes of the process so far."""
+    """One picture: wall seconds, seconds of one call by component, peak bytes of the process (and of the
+    GPU, 0 without one) so far."""
 
     seconds: float
     parts: dict[str, float]
     peak_memory: int
+    device_memory: int
     arithmetic: str
     picture: Image
 
@@ -42,8 +44,8 @@ class Competitor:
         ExporterError: Whatever kept it from opening, as its own type.
     """
 
-    def __init__(self, source: str, settings: Settings) -> None:
-        self.source = source
+    def __init__(self, entrant: Entrant, settings: Settings) -> None:
+        self.source = entrant.source
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "exporter.bench.worker"],
@@ -54,7 +56,7 @@ class Competitor:
             env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
         )
         try:
-            self.opened = self._ask({"open": source, "settings": asdict(settings)})
+            self.opened = self._ask({"open": asdict(entrant), "settings": asdict(settings)})
         except BaseException:
             self.close()
             raise

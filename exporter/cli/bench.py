@@ -16,7 +16,8 @@ from exporter.cli._types import Finite
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from exporter.bench import BenchResult, Row
+    from exporter.bench import BenchResult, Entrant, Row
+    from exporter.progress import Progress
 
 
 @click.command(
@@ -29,9 +30,23 @@ if TYPE_CHECKING:
             "With a page: speed against fidelity, and the pictures",
             "exporter bench builtin:shapes shapes-onnx shapes-ov --page bench.html",
         ),
+        (
+            "What techniques bring, against the plain pipeline",
+            "exporter bench builtin:shapes --recipe pytorch/deep-cache --recipe pytorch/t-gate",
+        ),
     ),
 )
-@click.argument("sources", nargs=-1, required=True, metavar="ARTIFACT|SOURCE...")
+@click.argument("sources", nargs=-1, metavar="[ARTIFACT|SOURCE]...")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="RECIPE",
+    help="Also what a recipe makes, or the pipeline with its techniques; repeatable.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of every recipe; repeatable."
+)
 @click.option("--prompt", metavar="TEXT", help="What is painted.  [default: one that fits the model]")
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Pictures that count.")
 @click.option(
@@ -58,20 +73,24 @@ def command(
     output: Output,
     /,
     sources: tuple[str, ...],
+    recipes: tuple[str, ...],
+    overrides: tuple[str, ...],
     one_at_a_time: bool,
     page: Path | None,
     **settings: Any,
 ) -> int:
     """Measure artifacts, and checkpoints in PyTorch, against the first of them.
 
-    Each runs in a process of its own; they paint the same picture in turn. Shown are the median time
-    of a picture with its spread, load time and first picture, peak memory, size, the arithmetic that
-    was really used, and how far each picture is from the first one's.
+    The first is the yardstick: a source, or the first recipe. Each runs in a process of its own; they
+    paint the same picture in turn. Shown are the median time of a picture with its spread, load time and
+    first picture, peak memory (and the GPU's), size, the arithmetic that was really used, and how far
+    each picture is from the first one's.
     """
     from exporter import bench
 
     with output.progress() as progress:
-        result = bench.run(sources, interleave=not one_at_a_time, progress=progress, **settings)
+        named = _named(recipes, overrides, progress)
+        result = bench.run([*sources, *named], interleave=not one_at_a_time, progress=progress, **settings)
     if page is not None:
         from exporter.bench.page import write_page
 
@@ -91,12 +110,25 @@ def name_of(row: Row) -> str:
     return f"{row.name} ({told})" if told else row.name
 
 
+def _named(names: tuple[str, ...], overrides: tuple[str, ...], progress: Progress) -> list[Entrant]:
+    from exporter import recipes
+
+    found: list[Entrant] = []
+    for name in names:
+        recipe = recipes.read(recipes.find(name), overrides)
+        found += recipes.entrants(recipes.cells(recipe), progress=progress)
+    return found
+
+
 def _show(console: Console, result: BenchResult, page: Path | None) -> None:
     from exporter.bench.page import decibels, seconds
 
     rows = []
     for row in result.rows:
         fast, slow = row.spread
+        memory = bytes_text(row.peak_memory)
+        if row.device_memory:
+            memory += f" + {bytes_text(row.device_memory)}"
         hint = f" (hint {row.precision_hint})" if row.precision_hint else ""
         rows.append(
             (
@@ -107,7 +139,7 @@ def _show(console: Console, result: BenchResult, page: Path | None) -> None:
                 "" if row.speedup is None else f"{row.speedup:.2f}×",
                 seconds(row.first),
                 seconds_text(row.load) if row.error is None else "",
-                bytes_text(row.peak_memory),
+                memory,
                 bytes_text(row.disk),
                 decibels(row.psnr),
             )

@@ -13,6 +13,7 @@ from exporter.recipes.running import (
     Row,
     check,
     differences,
+    entrants,
     from_manifest,
     plan,
     run,
@@ -21,6 +22,7 @@ from exporter.recipes.running import (
 from exporter.recipes.shelf import find, shelf
 
 __all__ = [
-    "Cell", "Recipe", "RecipeResult", "Row", "cells", "check", "differences", "find", "from_manifest",
+    "Cell", "Recipe", "RecipeResult", "Row", "cells", "check", "differences",
+    "entrants", "find", "from_manifest",
     "json_schema", "plan", "read", "run", "shelf", "to_yaml",
 ]  # fmt: skip

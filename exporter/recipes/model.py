@@ -67,7 +67,8 @@ class Recipe(Section):
         scheduler: A scheduler of diffusers in the place of the model's own.
         config / tokenizer: Folders that tell what a model in one file does not.
         allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader.
-        target: The format; may come from the matrix.
+        target: The format, or `pytorch` for the diffusers pipeline itself; may come from the matrix.
+        techniques: Ways to accelerate it (`exporter.techniques`): names, or names with their options.
         options: The target's own options.
         components: Only these; all when empty.
         output: Destination folder; `{name}`, `{target}` and the matrix's keys are filled in.
@@ -91,6 +92,7 @@ class Recipe(Section):
     tokenizer: str | None = None
     allow_pickle: bool = False
     target: str | None = None
+    techniques: list[str | dict[str, dict[str, Any]]] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)
     components: list[str] = Field(default_factory=list)
     output: str | None = None

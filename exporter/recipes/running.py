@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from exporter.artifact import MANIFEST
 from exporter.errors import ExporterError
 from exporter.progress import NullProgress, Prefixed, Progress
 from exporter.recipes.matrix import Cell, cells
@@ -14,9 +15,12 @@ from exporter.recipes.model import Recipe
 
 if TYPE_CHECKING:
     from exporter.artifact import Manifest, SourceRecord
+    from exporter.bench import Entrant
+    from exporter.checkpoints import Checkpoint
     from exporter.conversion import Plan
 
-DONE = ("PASS", None)
+PYTORCH = "pytorch"
+"""The target of a recipe that accelerates the diffusers pipeline and writes nothing."""
 
 
 @dataclass
@@ -80,9 +84,15 @@ def plan(cell: Cell, progress: Progress | None = None) -> Plan:
     Raises:
         UsageError, BackendMissing, CheckpointError …: As `exporter.conversion.make_plan`.
     """
+    from exporter import techniques
     from exporter.conversion import make_plan
 
     recipe = cell.recipe
+    if recipe.techniques:
+        checkpoint = _checkpoint(recipe)
+        techniques.check(
+            recipe.techniques, cell.target, checkpoint.component_classes, checkpoint.pipeline_class
+        )
     return make_plan(
         recipe.model,
         cell.target,
@@ -103,8 +113,11 @@ def check(recipe: Recipe) -> list[Row]:
     for cell in cells(recipe):
         row = Row(cell.label, cell.target)
         try:
-            planned = plan(cell)
-            row.output, row.bytes = str(planned.output), planned.disk
+            if cell.target == PYTORCH:
+                entrants([cell])
+            else:
+                planned = plan(cell)
+                row.output, row.bytes = str(planned.output), planned.disk
         except ExporterError as error:
             row.error = error
         rows.append(row)
@@ -124,7 +137,10 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: Progress | None = 
         result.rows.append(row)
         began = time.monotonic()
         try:
-            _run_cell(cell, row, overwrite, Prefixed(report, cell.label))
+            if cell.target == PYTORCH:
+                _measure_cell(cell, row, Prefixed(report, cell.label))
+            else:
+                _run_cell(cell, row, overwrite, Prefixed(report, cell.label))
         except ExporterError as error:
             row.error = error
         row.seconds = round(time.monotonic() - began, 3)
@@ -150,6 +166,67 @@ def _run_cell(cell: Cell, row: Row, overwrite: bool, progress: Progress) -> None
             revision=publish.revision, pull_request=publish.pull_request, progress=progress,
         )  # fmt: skip
         row.published = pushed.pull_request or pushed.url
+
+
+def _measure_cell(cell: Cell, row: Row, progress: Progress) -> None:
+    """A recipe for PyTorch writes nothing: its result is how fast it is, and how far its picture is off."""
+    from exporter import bench
+
+    plain = bench.Entrant(cell.recipe.model, "plain", (), _intake(cell.recipe))
+    result = bench.run([plain, *entrants([cell])], runs=2, progress=progress)
+    measured = result.rows[1]
+    if result.rows[0].error or measured.error:
+        raise result.rows[0].error or measured.error  # type: ignore[misc]
+    row.bytes = measured.disk
+    row.summary = f"{measured.speedup:.2f}× as fast, picture {_decibels(measured.psnr)} against plain PyTorch"
+
+
+def _decibels(psnr: float | None) -> str:
+    if psnr is None:
+        return "not comparable"
+    return "identical" if psnr == float("inf") else f"{psnr:.1f} dB"
+
+
+def entrants(found: Sequence[Cell], *, progress: Progress | None = None) -> list[Entrant]:
+    """The competitors of a bench that recipes stand for; an artifact that is not there yet is made.
+
+    Raises:
+        UsageError, BackendMissing: A technique that cannot be.
+        ExporterError: A conversion that does not end in an artifact.
+    """
+    from exporter import techniques
+    from exporter.bench import Entrant
+    from exporter.conversion import convert
+
+    result = []
+    for cell in found:
+        recipe = cell.recipe
+        name = recipe.name if cell.label == recipe.name else f"{recipe.name} {cell.label}"
+        if cell.target == PYTORCH:
+            checkpoint = _checkpoint(recipe)
+            techniques.check(
+                recipe.techniques, PYTORCH, checkpoint.component_classes, checkpoint.pipeline_class
+            )
+            result.append(Entrant(recipe.model, name, tuple(recipe.techniques), _intake(recipe)))
+            continue
+        planned = plan(cell, progress)
+        if not (planned.output / MANIFEST).is_file():
+            settings, recorded = recipe.verify.settings(), recorded_recipe(cell)
+            convert(planned, progress=progress, verify_settings=settings, recipe=recorded)
+        result.append(Entrant(str(planned.output), name))
+    return result
+
+
+def _intake(recipe: Recipe) -> dict[str, Any]:
+    """Keyword arguments of `exporter.pipeline.load` that say which model it is."""
+    given = {"revision": recipe.revision, "variant": recipe.variant, **recipe.intake()}
+    return {name: value for name, value in given.items() if value}
+
+
+def _checkpoint(recipe: Recipe) -> Checkpoint:
+    from exporter.checkpoints import open_source
+
+    return open_source(recipe.model, revision=recipe.revision, variant=recipe.variant, **recipe.intake())
 
 
 def recorded_recipe(cell: Cell) -> dict[str, Any]:

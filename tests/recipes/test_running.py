@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from exporter import recipes
 from exporter.artifact import Artifact
+from exporter.errors import BackendMissing
 from exporter.targets import target_names
 from tests.cli.runner import invoke
 
@@ -25,14 +27,21 @@ def test_the_shelf() -> None:
         assert recipe.path.read_text(encoding="utf-8").startswith("# "), "says when to use it"
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in SHELF])
+GPU = {"pytorch/gpu-low-memory"}
+
+
+@pytest.mark.parametrize("name", [r.name for r in SHELF if r.name not in GPU | {"pytorch/transformer-cache"}])
 def test_every_recipe_can_be_run_on_the_embedded_model(name: str) -> None:
+    if name == "pytorch/int8":
+        pytest.importorskip("torchao")
     rows = recipes.check(recipes.read(recipes.find(name)))
     assert rows and [row.error for row in rows if row.error] == []
-    assert {row.target for row in rows} <= set(target_names())
+    assert {row.target for row in rows} <= {*target_names(), "pytorch"}
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in SHELF if recipe.name != "both/publish"])
+@pytest.mark.parametrize(
+    "name", [r.name for r in SHELF if r.name != "both/publish" and not r.name.startswith("pytorch/")]
+)
 def test_every_recipe_runs_on_a_tiny_model(
     name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +57,43 @@ def test_every_recipe_runs_on_a_tiny_model(
         manifest = Artifact.open(row.output).manifest
         assert manifest.target == row.target and manifest.recipe is not None
         assert manifest.verification_skipped
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", sorted(GPU))
+def test_a_recipe_for_a_gpu_says_so_where_there_is_none(name: str) -> None:
+    (row,) = recipes.check(recipes.read(recipes.find(name)))
+    assert isinstance(row.error, BackendMissing) and row.exit_code == 4
+
+
+def test_recipes_for_pytorch_are_measured_against_the_plain_pipeline(tiny: Path) -> None:
+    ran = invoke(
+        "bench", tiny, "--recipe", "pytorch/deep-cache", "--recipe", "pytorch/t-gate",
+        "--set", f"model={tiny}", "--runs", 1, "--warm-up", 0, "--steps", 6, "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.stderr
+    plain, cached, gated = json.loads(ran.stdout)["rows"]
+    assert [row["name"] for row in (cached, gated)] == ["pytorch-deep-cache", "pytorch-t-gate"]
+    assert cached["psnr"] is not None and cached["psnr"] < 90, "the technique changed nothing"
+    assert plain["psnr"] is None and plain["device_memory"] == 0
+
+
+def test_running_a_recipe_for_pytorch_writes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.read(recipes.find("pytorch/fused-qkv"), [f"model={tiny}"])
+    (row,) = recipes.run(recipe).rows
+    assert row.error is None and "as fast" in row.summary
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_technique_that_the_target_cannot_carry_is_refused_by_check(tiny: Path) -> None:
+    recipe = recipes.read(recipes.find("onnx/float32"), [f"model={tiny}", "techniques=[deep-cache]"])
+    (row,) = recipes.check(recipe)
+    assert row.exit_code == 2 and "cannot be carried by the target onnx" in str(row.error)
+    recipe = recipes.read(recipes.find("onnx/float32"), [f"model={tiny}", "techniques=[no-such]"])
+    assert recipes.check(recipe)[0].exit_code == 2
 
 
 def test_a_failing_cell_does_not_stop_the_others(

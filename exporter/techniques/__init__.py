@@ -1,0 +1,157 @@
+"""HOW: acceleration techniques by name, applied to a diffusers pipeline in the right order.
+
+>>> from exporter import pipeline, techniques
+>>> painter = pipeline.load("builtin:shapes")
+>>> undo = techniques.apply(painter, ["channels-last", {"deep-cache": {"interval": 3}}])
+>>> undo()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from pydantic import ValidationError
+
+from exporter.errors import UsageError
+from exporter.techniques.base import Technique, Undo, together
+
+Named = str | Mapping[str, Mapping[str, Any]]
+WHERE = {
+    "precision": "precision:Precision",
+    "tf32": "tf32:TensorFloat32",
+    "device-map": "device_map:DeviceMap",
+    "layerwise-casting": "layerwise_casting:LayerwiseCasting",
+    "channels-last": "channels_last:ChannelsLast",
+    "attention-backend": "attention_backend:AttentionBackend",
+    "xformers": "xformers_attention:XformersAttention",
+    "fused-qkv": "fused_qkv:FusedQkv",
+    "token-merging": "token_merging:TokenMerging",
+    "deep-cache": "deep_cache:DeepCache",
+    "t-gate": "t_gate:TGate",
+    "first-block-cache": "first_block_cache:FirstBlockCache",
+    "attention-broadcast": "attention_broadcast:AttentionBroadcast",
+    "faster-cache": "faster_cache:FasterCache",
+    "taylor-seer": "taylor_seer:TaylorSeer",
+    "vae-slicing": "vae_slicing:VaeSlicing",
+    "vae-tiling": "vae_tiling:VaeTiling",
+    "int8": "int8:DynamicInt8",
+    "fp8": "fp8:Float8",
+    "trace": "trace:Trace",
+    "compile": "compiled:Compiled",
+    "context-parallel": "context_parallel:ContextParallel",
+    "model-offload": "model_offload:ModelOffload",
+    "sequential-offload": "sequential_offload:SequentialOffload",
+    "group-offload": "group_offload:GroupOffload",
+}
+"""Name → module and class below this package. Nothing is imported before it is asked for."""
+
+
+def names() -> list[str]:
+    """All techniques."""
+    return list(WHERE)
+
+
+def kind(name: str) -> type[Technique]:
+    """The class of a technique.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name not in WHERE:
+        import difflib
+
+        close = difflib.get_close_matches(name, WHERE, n=1)
+        raise UsageError(
+            f"There is no technique {name!r}.",
+            hint=f"Did you mean {close[0]}?" if close else f"There are: {', '.join(WHERE)}.",
+        )
+    module, _, cls = WHERE[name].partition(":")
+    found: type[Technique] = getattr(import_module(f"exporter.techniques.{module}"), cls)
+    return found
+
+
+def parse(given: Sequence[Named]) -> list[Technique]:
+    """Techniques as a recipe writes them: a name, or a name with its options.
+
+    Returns:
+        In the order in which they are applied.
+
+    Raises:
+        UsageError: An unknown name or option, one named twice, or two that exclude each other.
+    """
+    found: list[Technique] = []
+    for item in given:
+        if isinstance(item, str):
+            name, options = item, dict[str, Any]()
+        elif len(item) == 1:
+            ((name, given_options),) = item.items()
+            options = dict(given_options or {})
+        else:
+            raise UsageError("A technique is a name, or one name with its options.")
+        try:
+            found.append(kind(name)(**options))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            reason = first["msg"].removeprefix("Value error, ")
+            known = ", ".join(kind(name).model_fields) or "none"
+            raise UsageError(
+                f"The technique {name}: {key or 'its options'}: {reason[:1].lower()}{reason[1:]}.",
+                hint=f"Its options: {known}.",
+            ) from error
+    _compatible(found)
+    return sorted(found, key=lambda each: each.stage)
+
+
+def _compatible(found: Sequence[Technique]) -> None:
+    seen = [each.name for each in found]
+    for each in found:
+        if seen.count(each.name) > 1:
+            raise UsageError(f"The technique {each.name} is named twice.")
+        clash = sorted(each.excludes & set(seen))
+        if clash:
+            raise UsageError(f"The techniques {each.name} and {clash[0]} cannot be combined.")
+
+
+def check(
+    given: Sequence[Named],
+    target: str,
+    components: Collection[str],
+    pipeline_class: str,
+    device: str | None = None,
+) -> list[Technique]:
+    """As `parse`, and whether each can be on this target, family and machine. Raises as `Technique.check`."""
+    found = parse(given)
+    for each in found:
+        each.check(target, components, pipeline_class, device)
+    return found
+
+
+def apply(pipeline: Any, given: Sequence[Named]) -> Undo:
+    """Apply techniques to a diffusers pipeline, in the right order.
+
+    Returns:
+        What takes all of them away again.
+
+    Raises:
+        UsageError, BackendMissing: As `check`; the pipeline is as it was.
+    """
+    from exporter.techniques.base import device_of
+
+    found = check(
+        given, "pytorch", [n for n, part in pipeline.components.items() if part is not None],
+        type(pipeline).__name__, str(device_of(pipeline)),
+    )  # fmt: skip
+    undos: list[Undo] = []
+    try:
+        for each in found:
+            undos.append(each.apply(pipeline))
+    except BaseException:
+        together(undos)()
+        raise
+    return together(undos)
+
+
+__all__ = ["Named", "Technique", "Undo", "apply", "check", "kind", "names", "parse"]

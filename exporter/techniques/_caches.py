@@ -1,0 +1,29 @@
+"""What the caches of diffusers' transformers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter.errors import UsageError
+from exporter.techniques.base import Undo, denoiser
+
+
+def enable(pipeline: Any, config: Any, name: str) -> Undo:
+    """Switch one of diffusers' caches on; its state is cleared with the pipeline's first step.
+
+    Raises:
+        UsageError: This denoiser has no caches, or one is on already.
+    """
+    module: Any = denoiser(pipeline)
+    if not hasattr(module, "enable_cache"):
+        raise UsageError(f"The technique {name} does not work on a {type(module).__name__}.")
+    if module.is_cache_enabled:
+        raise UsageError("Another cache is on already: one at a time.")
+    try:
+        module.enable_cache(config)
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f"The technique {name} does not work on a {type(module).__name__}: {error}"
+        ) from error
+    undo: Undo = module.disable_cache
+    return undo

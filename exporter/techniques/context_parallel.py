@@ -1,0 +1,60 @@
+"""One picture over several GPUs: the tokens are split."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from exporter.errors import UsageError
+from exporter.techniques.base import Technique, Undo, denoiser
+
+
+class ContextParallel(Technique):
+    """Attributes:
+    kind: `ulysses` exchanges heads for tokens around attention, `ring` passes keys and values on.
+
+    Runs under `torchrun --nproc-per-node N`, one process a GPU.
+    """
+
+    name: ClassVar[str] = "context-parallel"
+    does: ClassVar[str] = "Splits a picture's tokens over the GPUs of a torchrun job."
+    source: ClassVar[str] = (
+        "https://huggingface.co/docs/diffusers/training/distributed_inference#context-parallelism"
+    )
+    denoisers: ClassVar[frozenset[str]] = frozenset({"transformer"})
+    device: ClassVar = "cuda"
+    effect: ClassVar = "rounding"
+    how_much: ClassVar[str] = (
+        "The same formula; another order of sums (`ulysses`) or a merged softmax (`ring`)."
+    )
+    stage: ClassVar[int] = 5
+    excludes: ClassVar[frozenset[str]] = frozenset({"device-map", "trace"})
+
+    kind: Literal["ulysses", "ring"] = "ulysses"
+
+    def apply(self, pipeline: Any) -> Undo:
+        import torch.distributed as dist
+        from diffusers import ContextParallelConfig
+
+        if not (dist.is_available() and dist.is_initialized()):
+            raise UsageError(
+                "The technique context-parallel runs in one process for each GPU.",
+                hint="Start it with torchrun --nproc-per-node N.",
+            )
+        module: Any = denoiser(pipeline)
+        if not hasattr(module, "enable_parallelism") or getattr(module, "_cp_plan", None) is None:
+            raise UsageError(f"A {type(module).__name__} cannot split its tokens.")
+        module.enable_parallelism(
+            config=ContextParallelConfig(**{f"{self.kind}_degree": dist.get_world_size()})
+        )
+
+        def undo() -> None:
+            from diffusers.hooks.context_parallel import remove_context_parallel
+
+            remove_context_parallel(module, module._cp_plan)
+            module._parallel_config = None
+            for part in module.modules():
+                processor: Any = getattr(part, "processor", None)
+                if hasattr(processor, "_parallel_config"):
+                    processor._parallel_config = None
+
+        return undo

@@ -1,0 +1,122 @@
+"""T-GATE: no text after the first steps.
+
+Our own: the package of the paper's authors replaces the pipeline's `__call__`, one copy per family, so its
+other features (callbacks, starting pictures, masks) go. This wraps the denoiser alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from exporter.errors import UsageError
+from exporter.techniques.base import Technique, Undo, denoiser
+
+
+class TGate(Technique):
+    """Attributes:
+    gate: From this step on (0 is the first), cross-attention gives what it gave at the step before, the mean
+        of the guided and the unguided half, and guidance stops.
+    """
+
+    name: ClassVar[str] = "t-gate"
+    does: ClassVar[str] = (
+        "Keeps the output of cross-attention after some steps, and drops guidance from there on."
+    )
+    source: ClassVar[str] = (
+        "Zhang et al. 2024, Cross-Attention Makes Inference Cumbersome in Text-to-Image Diffusion Models "
+        "(arXiv:2404.02747)"
+    )
+    denoisers: ClassVar[frozenset[str]] = frozenset({"unet"})
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion",)
+    effect: ClassVar = "lossy"
+    how_much: ClassVar[str] = "Falls with a later gate; the first steps settle the composition."
+    stage: ClassVar[int] = 3
+    excludes: ClassVar[frozenset[str]] = frozenset({"trace"})
+
+    gate: int = Field(default=10, ge=1)
+
+    def apply(self, pipeline: Any) -> Undo:
+        module: Any = denoiser(pipeline)
+        attentions = [part for path, part in module.named_modules() if path.endswith("attn2")]
+        if not attentions:
+            raise UsageError(f"The UNet of this {type(pipeline).__name__} has no cross-attention.")
+        state = _Gate(self.gate)
+        before = module.forward
+        inner = [part.forward for part in attentions]
+
+        def forward(sample: Any, timestep: Any, *arguments: Any, **named: Any) -> Any:
+            step = _position(pipeline.scheduler.timesteps, timestep)
+            guided = bool(pipeline.do_classifier_free_guidance) and sample.shape[0] % 2 == 0
+            state.enter(step)
+            if not (state.closed and guided):
+                return before(sample, timestep, *arguments, **named)
+            # Both halves of the batch are the same latents; only the text told them apart.
+            rows = sample.shape[0]
+            arguments, named = _half(arguments, rows), _half(named, rows)
+            return _doubled(before(sample[rows // 2 :], timestep, *arguments, **named))
+
+        def attention(original: Any, key: int) -> Any:
+            def run(*arguments: Any, **named: Any) -> Any:
+                if state.closed:
+                    return state.kept[key]
+                output = original(*arguments, **named)
+                if state.step == state.gate - 1:
+                    guided = bool(pipeline.do_classifier_free_guidance)
+                    state.kept[key] = sum(output.chunk(2)) / 2 if guided else output
+                return output
+
+            return run
+
+        for number, part in enumerate(attentions):
+            part.forward = attention(part.forward, number)
+        module.forward = forward
+
+        def undo() -> None:
+            module.forward = before
+            for part, original in zip(attentions, inner, strict=True):
+                part.forward = original
+
+        return undo
+
+
+class _Gate:
+    """Where a picture is: the step, and what cross-attention gave last."""
+
+    def __init__(self, gate: int) -> None:
+        self.gate, self.step = gate, 0
+        self.kept: dict[int, Any] = {}
+
+    def enter(self, step: int) -> None:
+        if step == 0:
+            self.kept = {}
+        self.step = step
+
+    @property
+    def closed(self) -> bool:
+        return self.step >= self.gate and bool(self.kept)
+
+
+def _position(timesteps: Any, timestep: Any) -> int:
+    """The number of a timestep in the schedule; a scheduler of second order has each twice."""
+    return int((timesteps == timestep).nonzero()[0])
+
+
+def _half(value: Any, rows: int) -> Any:
+    """The second half of every tensor that has a row for each row of the batch."""
+    if isinstance(value, dict):
+        return {key: _half(part, rows) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_half(part, rows) for part in value)
+    shape = getattr(value, "shape", None)
+    return value[rows // 2 :] if shape and shape[0] == rows else value
+
+
+def _doubled(output: Any) -> Any:
+    """A denoiser's output for both halves."""
+    import torch
+
+    if isinstance(output, tuple):
+        return (torch.cat([output[0], output[0]]), *output[1:])
+    return type(output)(sample=torch.cat([output.sample, output.sample]))
