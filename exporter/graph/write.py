@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,8 @@ class SharedData:
     @staticmethod
     def key(recipe: Recipe) -> tuple[object, ...]:
         """What decides the bytes of a weight of one component."""
-        return (recipe.source.name, recipe.dtype, recipe.shape, recipe.steps)
+        rest = [getattr(recipe, each.name) for each in fields(recipe) if each.name != "source"]
+        return (recipe.source.name, type(recipe), *rest)
 
 
 def write(
