@@ -1,4 +1,4 @@
-"""Every family × ONNX, OpenVINO, TorchScript and .pt2: converts, verifies at sizes never traced, and paints. Slow."""
+"""Every family × ONNX, OpenVINO, TorchScript and .pt2: converts, verifies at other sizes, paints. Slow."""
 
 from __future__ import annotations
 
