@@ -1,4 +1,4 @@
-"""Every family × ONNX, OpenVINO and .pt2: converts, verifies at sizes never traced, and paints. Slow."""
+"""Every family × ONNX, OpenVINO, TorchScript and .pt2: converts, verifies at other sizes, paints. Slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK = {"inpaint": ("image", "mask"), "sdxl_refiner": ("image",)}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("target", ["onnx", "openvino", "pt2"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "torchscript", "pt2"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_path: Path) -> None:
     source = make(family, tmp_path / family)

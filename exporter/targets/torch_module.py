@@ -6,7 +6,7 @@ bfloat16, and a client need not know the dtype inside. The casts are part of the
 
 from __future__ import annotations
 
-import functools
+import inspect
 import json
 import logging
 import warnings
@@ -176,23 +176,26 @@ def prepare(component: Component, dtype: str) -> nn.Module:
 
 
 def cast_at_border(module: nn.Module, component: Component, dtype: str) -> nn.Module:
-    """Give the module float32 inputs and outputs; scalars (timesteps) are left as they are.
+    """Make the module take its inputs by position, in the component's order, and give float32 outputs.
 
-    The signature stays: a trace names its inputs by it.
+    Floating inputs are float32 too; scalars (timesteps) are left as they are. The signature names the
+    inputs: a trace names its own by it.
     """
     import torch
 
-    if dtype == "float32":
+    names = [spec.name for spec in component.inputs]
+    if dtype == "float32" and list(inspect.signature(module.forward).parameters)[: len(names)] == names:
         return module
     wanted = getattr(torch, dtype)
     casts = [spec.dtype.startswith("float") and len(spec.dims) > 1 for spec in component.inputs]
     original = module.forward
 
-    @functools.wraps(original)
     def forward(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         cast = [value.to(wanted) if yes else value for value, yes in zip(inputs, casts, strict=True)]
-        return tuple(value.float() for value in original(*cast))
+        return tuple(value.float() for value in original(**dict(zip(names, cast, strict=True))))
 
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
     module.forward = forward  # type: ignore[method-assign]
     return module
 

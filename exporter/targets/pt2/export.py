@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.pt2.compile import check_compiler, compile_package, compiled_for
 from exporter.targets.pt2.options import Pt2Options
+from exporter.targets.pt2.shapes import admit_ones, limits
 from exporter.targets.torch_module import (
     DECLARATION,
     GRANULE,
@@ -27,6 +27,7 @@ from exporter.targets.torch_module import (
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from exporter.architectures.base import Component, Size
 
@@ -34,12 +35,12 @@ ENTRY = "model.pt2"
 MB = 1_000_000
 OVERHEAD_DISK = 8 * MB
 OVERHEAD_MEMORY = 900 * MB
-UNBOUNDED = 1 << 40
-"""Sizes above this are sympy's infinity."""
+SAME = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Relative L2 between program and module beyond which they differ: both run the same kernels."""
 
 
 def estimate(component: Component, options: Pt2Options) -> Estimate:
-    """Disk: the weights. Memory: the weights as mapped or cast; nothing is run. Compiling takes them
+    """Disk: the weights. Memory: the weights as mapped or cast; little is run. Compiling takes them
     three times on disk and in memory: as they are, as an object file, and in the library.
 
     Raises:
@@ -67,7 +68,9 @@ def export(component: Component, options: Pt2Options, staging: Path, progress: P
     if options.compile:
         check_compiler()
     progress.start(f"{component.name}: exporting")
-    program, size, free = capture(component, options, device)
+    program, module, size, free = capture(component, options, device)
+    if free:
+        admit_ones(component, module, program, SAME[options.dtype])
     progress.done()
     found, steps = limits(component, program) if free else ({}, {})
     declaration = Declaration(
@@ -108,8 +111,8 @@ def export(component: Component, options: Pt2Options, staging: Path, progress: P
 
 def capture(
     component: Component, options: Pt2Options, device: torch.device
-) -> tuple[torch.export.ExportedProgram, Size, set[str]]:
-    """The program, the size it was exported at, and the dims that stay symbols.
+) -> tuple[torch.export.ExportedProgram, nn.Module, Size, set[str]]:
+    """The program, the module it was made from, the size it was exported at, and the dims that stay symbols.
 
     Raises:
         UnsupportedError: torch cannot export the module.
@@ -145,53 +148,4 @@ def capture(
         node.meta.pop("stack_trace", None)  # lines of code with the folders of this machine
     specs = (*component.inputs, *component.outputs)
     free = {dim for spec in specs for dim in spec.dims if isinstance(dim, str)}
-    return program, size, set() if options.static else free
-
-
-def limits(
-    component: Component, program: torch.export.ExportedProgram
-) -> tuple[dict[str, tuple[int, int | None]], dict[str, int]]:
-    """The sizes that the program holds for, as torch proved it.
-
-    Returns:
-        Symbol → smallest and largest size; symbol → what the size must be a multiple of.
-
-    torch starts symbols at 2, because 0 and 1 may behave differently; our modules do not tell 1 apart,
-    which the verifier tries. A largest size comes from code that branches on it: diffusers' upsampling
-    copies its input from a batch of 64 on.
-    """
-    import sympy
-    import torch
-
-    found: dict[str, tuple[int, int | None]] = {}
-    steps: dict[str, int] = {}
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for name, spec in zip(program.graph_signature.user_inputs, component.inputs, strict=True):
-        value = nodes[str(name)].meta["val"]
-        for dim, symbol in zip(spec.dims, value.shape, strict=True):
-            if not isinstance(dim, str) or not isinstance(symbol, torch.SymInt):
-                continue
-            step = divisor(symbol)
-            if step > 1:
-                steps[dim] = step
-            bounds = program.range_constraints.get(symbol.node.expr)
-            if bounds is None:
-                continue
-            low, high = int(bounds.lower), bounds.upper
-            # A number, or one of two infinities (sympy's and torch's own) that will not be converted to one.
-            bounded = isinstance(high, int | sympy.Integer) and int(high) < UNBOUNDED
-            found[dim] = (1 if low <= 2 else low, int(high) if bounded else None)
-    return found, steps
-
-
-def divisor(symbol: torch.SymInt) -> int:
-    """What a size must be a multiple of, by the guards that torch noted when code asked for its remainder."""
-    from torch.utils._sympy.functions import Mod, PythonMod
-
-    step = 1
-    for guard in symbol.node.shape_env.guards:
-        for term in guard.expr.atoms(Mod, PythonMod) if guard.expr.func.__name__ == "Equality" else ():
-            sides = set(guard.expr.args)
-            if sides == {term, 0} and term.args[0] == symbol.node.expr and term.args[1].is_Integer:
-                step = math.lcm(step, int(term.args[1]))
-    return step
+    return program, module, size, set() if options.static else free

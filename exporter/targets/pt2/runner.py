@@ -100,7 +100,8 @@ class ExportedRunner(Pt2Runner):
             raise ArtifactError(
                 f"{path.parent.name}/{path.name} declares the inputs {declared}, its program takes {named}."
             )
-        self.precision = majority([t for t in program.state_dict.values() if not t.is_meta])
+        # What weights are stored in is what PyTorch computes in.
+        self.precision = self.weights = majority([t for t in program.state_dict.values() if not t.is_meta])
         if moved:
             from torch.export.passes import move_to_device_pass
 
@@ -161,7 +162,7 @@ class CompiledRunner(Pt2Runner):
                 f"PyTorch cannot open {where}: {one_line(error)}",
                 hint="Damaged? `exporter verify --check-hashes` tells.",
             ) from error
-        self.precision = declaration.dtype
+        self.precision = self.weights = declaration.dtype
 
     def _compute(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         return self._program(*tensors)  # type: ignore[no-any-return]

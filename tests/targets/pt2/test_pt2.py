@@ -126,11 +126,28 @@ def test_a_size_outside_the_ranges_is_refused(
 
 
 def test_the_program_guards_itself_too(program: Path, tiny: Path) -> None:
-    part = component(tiny, "vae_encoder")
-    inputs = part.example_inputs(replace(part.native, width=8))
-    module = torch.export.load(program / "vae_encoder" / "model.pt2").module()
-    with pytest.raises(AssertionError, match=r"sample\.size\(\)\[3\] >= 16"):
+    part = component(tiny, "vae_decoder")
+    inputs = part.example_inputs(replace(part.native, batch=64))
+    module = torch.export.load(program / "vae_decoder" / "model.pt2").module()
+    with pytest.raises(AssertionError, match=r"latent_sample\.size\(\)\[0\] <= 63"):
         module(*inputs.values())
+
+
+def test_the_smallest_sizes(program: Path, tiny: Path) -> None:
+    """At which a level of the network has one row, one column or one token: torch would guard against it."""
+    for name, size in (
+        ("unet", {"height": 16, "width": 16, "sequence": 1}),
+        ("vae_encoder", {"height": 8, "width": 8}),
+    ):
+        part = component(tiny, name)
+        inputs = arrays(part, batch=1, **size)
+        with torch.no_grad():
+            expected = part.reference_module()(**{k: torch.from_numpy(v) for k, v in inputs.items()})
+        with runner(program, name) as opened:
+            found = opened.run(inputs)
+        for value, wanted in zip(found.values(), expected, strict=True):
+            assert value.shape == tuple(wanted.shape)
+            assert np.abs(value - wanted.numpy()).max() <= 1e-5
 
 
 def test_a_baked_shape_refuses_another(tiny: Path, tmp_path: Path) -> None:
