@@ -87,6 +87,7 @@ def convert(
             "tokenizer": tokenizer,
             "allow_pickle": allow_pickle,
         },
+        hash_source=True,
     )
     return conversion.convert(plan, overwrite=overwrite, progress=progress, use_cache=use_cache)
 

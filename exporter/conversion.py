@@ -83,7 +83,7 @@ def convert(
     check_destination(plan.output, overwrite=overwrite)
     plan.check_resources()
     with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
-        hashed = aside(lambda: plan._checkpoint.files)
+        hashed = plan._hashed or aside(lambda: plan._checkpoint.files)
         chosen = decide(plan, verify_settings or {}, report_progress)
         resized(plan, chosen).check_resources()
         with cache.off(not use_cache):
@@ -134,6 +134,7 @@ def _export_all(
     also when that one fails: leaving the executor waits."""
     records: list[Future[ComponentRecord]] = []
     resumed = []
+    digests: dict[Path, Future[str]] = {}  # of all so far: two components may share files
     with ThreadPoolExecutor(1) as second:
         for component in plan._components:
             record = staging.completed(component.name)
@@ -147,7 +148,9 @@ def _export_all(
             safety = chosen[component.name]
             exported = plan._target.export(component, safety.options, staging.root, progress)
             seconds = round(time.monotonic() - began, 3)
-            records.append(second.submit(_complete, plan, safety, staging, component, exported, seconds))
+            digests |= exported.digests
+            done = (component, exported, seconds, dict(digests))
+            records.append(second.submit(_complete, plan, safety, staging, *done))
             gc.collect()
         progress.start("flushing to disk")
         finished = [record.result() for record in records]
@@ -162,11 +165,12 @@ def _complete(
     component: Component,
     exported: ExportedComponent,
     seconds: float,
+    digests: Mapping[Path, Future[str]],
 ) -> ComponentRecord:
     record = ComponentRecord(
         name=component.name,
         entry=exported.entry.relative_to(staging.root).as_posix(),
-        files=hash_files(exported.files, staging.root, exported.digests),
+        files=hash_files(exported.files, staging.root, digests),
         inputs=list(exported.inputs),
         outputs=list(exported.outputs),
         parameters=component.parameters,

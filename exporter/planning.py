@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from exporter.artifact import FileRecord
+from exporter.background import aside
 from exporter.errors import ResourceError, UsageError
 from exporter.progress import Progress
 
@@ -83,6 +86,7 @@ class Plan:
     _components: list[Component] = field(repr=False, compare=False)
     _target: Target = field(repr=False, compare=False)
     _options: Options = field(repr=False, compare=False)
+    _hashed: Future[list[FileRecord]] | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values of the public fields."""
@@ -124,6 +128,7 @@ def make_plan(
     verify: bool = True,
     progress: Progress | None = None,
     intake: Mapping[str, Any] | None = None,
+    hash_source: bool = False,
 ) -> Plan:
     """Check a request and say what it will take. A checkpoint of the Hub is downloaded for that.
 
@@ -131,6 +136,7 @@ def make_plan(
         progress: Told of the download.
         intake: Further keyword arguments of `exporter.checkpoints.open_source`: how the source is opened
             and what is laid over it (allow_pickle, config, tokenizer, vae, textual_inversions, loras).
+        hash_source: Begin to hash the source's files aside at once, for the conversion that follows.
 
     Raises:
         UsageError: Unknown target, option, component or destination.
@@ -142,13 +148,15 @@ def make_plan(
     backend = get_target(target)
     parsed = parse_options(backend, options or {})
 
-    from exporter.architectures import components_of
     from exporter.checkpoints import open_source
 
     checkpoint = open_source(
         source, revision=revision, variant=variant, progress=progress, **dict(intake or {})
     )
     checkpoint.validate()
+    hashed = aside(lambda: checkpoint.files) if hash_source else None
+    from exporter.architectures import components_of
+
     chosen = select_components(components_of(checkpoint), components, source)
     check_static(parsed, chosen)
     planned = []
@@ -182,6 +190,7 @@ def make_plan(
         _components=chosen,
         _target=backend,
         _options=parsed,
+        _hashed=hashed,
     )
 
 

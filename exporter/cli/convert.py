@@ -110,6 +110,7 @@ def command(
             verify=not no_verify,
             intake=intake,
             progress=progress,
+            hash_source=not dry_run,
         )
     if dry_run:
         output.result(plan.as_dict(), human=lambda console: _show_plan(console, plan), quiet=str(plan.output))
