@@ -37,7 +37,7 @@ class SharedData:
     @staticmethod
     def key(recipe: Recipe) -> tuple[object, ...]:
         """What decides the bytes of a weight of one component."""
-        return (recipe.source.name, recipe.dtype, recipe.shape, recipe.steps)
+        return recipe.identity
 
 
 def write(

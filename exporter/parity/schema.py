@@ -60,12 +60,15 @@ class OutputMeasurement(Part):
         artifact: The artifact against the float64 truth.
         floors: PyTorch at the artifact's precision against the same truth, by memory layout.
         unit: Unit roundoff of the dtype the output is delivered in (2^-24 for float32).
+        original: Of a quantised artifact, whose truth has its own weights: against the truth with the
+            checkpoint's weights.
     """
 
     name: str
     artifact: Metrics
     floors: dict[str, Metrics]
     unit: float
+    original: Metrics | None = None
 
     @property
     def floor(self) -> Metrics:
@@ -197,6 +200,40 @@ class Bisection(Part):
     modules_compared: int = 0
 
 
+class WeightCheck(Part):
+    """One quantised weight against the checkpoint's.
+
+    Attributes:
+        how: `int8_asym`, `int4_sym_group64` …
+        steps: Largest distance in steps of its scale (at the end of the range half a step less).
+        coarseness: Largest step ÷ the one its scheme gives the same weights.
+        index: Where the largest distance is.
+        sqnr_db: Of the whole tensor.
+    """
+
+    name: str
+    how: str
+    steps: float
+    coarseness: float
+    index: list[int]
+    sqnr_db: float
+
+
+class Compression(Part):
+    """What is quantised in a component, and how exactly.
+
+    Attributes:
+        scheme: `int8_sym`, `int4_asym` …
+        min_sqnr: The stated limit its outputs were judged by, in dB.
+        sqnr_db: The worst output's.
+    """
+
+    scheme: str
+    weights: list[WeightCheck] = Field(default_factory=list)
+    min_sqnr: float | None = None
+    sqnr_db: float | None = None
+
+
 class ComponentReport(Part):
     """One component: raw runs, and the verdict that `verdict.judge` gave them.
 
@@ -205,6 +242,7 @@ class ComponentReport(Part):
             the graph's run speaks for both.
         problems: Faults that belong to no case: declarations, a file that does not open.
         warnings: Excesses of runs that do not gate.
+        compression: Of a quantised component.
     """
 
     name: str
@@ -224,6 +262,7 @@ class ComponentReport(Part):
     worst: Worst | None = None
     worst_by_mode: list[Worst] = Field(default_factory=list)
     bisection: Bisection | None = None
+    compression: Compression | None = None
 
 
 class Step(Part):
@@ -242,6 +281,8 @@ class Painting(Part):
         image_error / twin_image_error: Root mean square over the picture, values in [0, 1].
         psnr_db / ssim: Artifact against reference; the twin's beside them.
         pictures: PNG files beside the report: reference, artifact, difference.
+        original_psnr_db: Of a quantised artifact, whose reference has its own weights: against the picture
+            of the unquantised model.
     """
 
     prompt: str
@@ -253,6 +294,7 @@ class Painting(Part):
     ssim: float | None = None
     twin_psnr_db: float | None = None
     twin_ssim: float | None = None
+    original_psnr_db: float | None = None
     amplification: float = 1.0
     pictures: dict[str, str] = Field(default_factory=dict)
 
@@ -281,6 +323,8 @@ class PipelineReport(Part):
     verdict: Verdict = "INCONCLUSIVE"
     reasons: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    scheme: str | None = None
+    min_psnr: float | None = None
 
 
 class SizeReport(Part):
@@ -299,7 +343,11 @@ class SizeReport(Part):
 
 
 class Settings(Part):
-    """What `verify` was asked; with the source and the artifact it reproduces the report."""
+    """What `verify` was asked; with the source and the artifact it reproduces the report.
+
+    Attributes:
+        min_sqnr / min_psnr: Stated limits of quantised artifacts in dB; None is the scheme's default.
+    """
 
     k: float
     prompts: list[str]
@@ -310,6 +358,8 @@ class Settings(Part):
     precision_hint: str | None = None
     pipeline: bool = True
     bisect: bool = True
+    min_sqnr: float | None = None
+    min_psnr: float | None = None
 
 
 class Report(Part):
