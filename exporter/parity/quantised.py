@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.parity.schema import ComponentReport, Compression, PipelineReport, WeightCheck
+from exporter.parity.parts import Compression, WeightCheck
+from exporter.parity.schema import ComponentReport, PipelineReport
 from exporter.parity.stated import stated
 
 if TYPE_CHECKING:

@@ -11,21 +11,16 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from exporter.artifact import SourceRecord, Verdict, now, write_text_atomic
 from exporter.errors import ArtifactError, VerificationFailed, VerificationInconclusive
+from exporter.parity.parts import Compression, Part
 
 REPORT_VERSION = 1
 REPORT_NAME = "report.json"
 
 Judged = Literal["relative_l2", "max_abs"]
-
-
-class Part(BaseModel):
-    """Base of everything in a report."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
 class Metrics(Part):
@@ -60,8 +55,7 @@ class OutputMeasurement(Part):
         artifact: The artifact against the float64 truth.
         floors: PyTorch at the artifact's precision against the same truth, by memory layout.
         unit: Unit roundoff of the dtype the output is delivered in (2^-24 for float32).
-        original: Of a quantised artifact, whose truth has its own weights: against the truth with the
-            checkpoint's weights.
+        original: Of a quantised artifact: against the truth with the checkpoint's weights.
     """
 
     name: str
@@ -200,40 +194,6 @@ class Bisection(Part):
     modules_compared: int = 0
 
 
-class WeightCheck(Part):
-    """One quantised weight against the checkpoint's.
-
-    Attributes:
-        how: `int8_asym`, `int4_sym_group64` …
-        steps: Largest distance in steps of its scale (at the end of the range half a step less).
-        coarseness: Largest step ÷ the one its scheme gives the same weights.
-        index: Where the largest distance is.
-        sqnr_db: Of the whole tensor.
-    """
-
-    name: str
-    how: str
-    steps: float
-    coarseness: float
-    index: list[int]
-    sqnr_db: float
-
-
-class Compression(Part):
-    """What is quantised in a component, and how exactly.
-
-    Attributes:
-        scheme: `int8_sym`, `int4_asym` …
-        min_sqnr: The stated limit its outputs were judged by, in dB.
-        sqnr_db: The worst output's.
-    """
-
-    scheme: str
-    weights: list[WeightCheck] = Field(default_factory=list)
-    min_sqnr: float | None = None
-    sqnr_db: float | None = None
-
-
 class ComponentReport(Part):
     """One component: raw runs, and the verdict that `verdict.judge` gave them.
 
@@ -281,8 +241,7 @@ class Painting(Part):
         image_error / twin_image_error: Root mean square over the picture, values in [0, 1].
         psnr_db / ssim: Artifact against reference; the twin's beside them.
         pictures: PNG files beside the report: reference, artifact, difference.
-        original_psnr_db: Of a quantised artifact, whose reference has its own weights: against the picture
-            of the unquantised model.
+        original_psnr_db: Of a quantised artifact: against the picture of the unquantised model.
     """
 
     prompt: str
@@ -343,11 +302,8 @@ class SizeReport(Part):
 
 
 class Settings(Part):
-    """What `verify` was asked; with the source and the artifact it reproduces the report.
-
-    Attributes:
-        min_sqnr / min_psnr: Stated limits of quantised artifacts in dB; None is the scheme's default.
-    """
+    """What `verify` was asked; with the source and the artifact it reproduces the report. Limits in dB are
+    those of quantised artifacts; None is the scheme's default."""
 
     k: float
     prompts: list[str]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-from exporter.parity.schema import ComponentReport, Compression, PipelineReport, Report
+from exporter.parity.parts import Compression
+from exporter.parity.schema import ComponentReport, PipelineReport, Report
 
 STATED = {"int8": (30.0, 20.0), "int4": (15.0, 12.0)}
 """Quantised weights by bits: least SQNR of an output and least PSNR of a picture, in dB, both against the

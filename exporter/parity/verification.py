@@ -84,7 +84,7 @@ def verify(
         pipeline: Also paint whole pictures.
         bisect: Look for the first bad module of a component that fails.
         min_sqnr / min_psnr: Of quantised artifacts: what every output and every picture must reach against
-            the unquantised model, in dB; None is the default of the scheme (`verdict.STATED`).
+            the unquantised model, in dB; None is the default of the scheme (`stated.STATED`).
         report_dir: Where the report goes; `verification` in the artifact when None.
         shown_path: The artifact's path as the report should show it.
         cache: Folder for truths and floors; `user` is the user's cache, None keeps nothing.

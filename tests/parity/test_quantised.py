@@ -13,16 +13,15 @@ from exporter.checkpoints import StoredTensor
 from exporter.checkpoints.safetensors_file import SafetensorsFile
 from exporter.errors import UsageError
 from exporter.parity.metrics import compare
+from exporter.parity.parts import Compression, WeightCheck
 from exporter.parity.quantised import check
 from exporter.parity.schema import (
-    Compression,
     OutputMeasurement,
     Painting,
     PipelineReport,
     PipelineRun,
     Report,
     Step,
-    WeightCheck,
 )
 from exporter.parity.stated import FINEST, NEAREST, STATED
 from exporter.parity.verdict import judge
