@@ -254,12 +254,18 @@ def default_name(source: str, target: str, options: Options) -> str:
     parts = [base, target]
     if options.dtype != type(options).model_fields["dtype"].default:
         parts.append(options.dtype)
+    weights = getattr(options, "weights", None)
+    if weights:
+        parts += [weights, *(["sym"] if getattr(options, "symmetric", None) else [])]
     parts += ["x".join(map(str, size)) for size in options.sizes()]
     return "-".join(parts)
 
 
 def _what_is_verified(components: list[Component], options: Options) -> list[str]:
     lines = [f"{c.name} against PyTorch in float32, limit by a float64 truth" for c in components]
+    if getattr(options, "weights", None):
+        lines.append("every integer is the nearest to its weight; the graph computes with those integers")
+        lines.append("outputs and pictures against the unquantised model, by a stated limit in dB")
     if options.static is None:
         lines.append("every dynamic dimension at sizes the export did not trace")
     if len(options.sizes()) > 1:

@@ -27,6 +27,21 @@ COMMON = [
     click.option(
         "--attention", metavar="KIND", help="How attention is written, where the target has a choice."
     ),
+    click.option(
+        "--weights", metavar="INTEGERS",
+        help="Quantise weights: int8, or int4 for the denoiser's matrices and int8 for the rest.",
+    ),
+    click.option(
+        "--symmetric/--asymmetric", default=None,
+        help="Quantised weights: codes around zero, or with a zero point.  [default: asymmetric]",
+    ),
+    click.option(
+        "--group-size", type=int, metavar="N", help="int4: weights that share one scale.  [default: 64]"
+    ),
+    click.option(
+        "--ratio", type=float, metavar="R",
+        help="int4: share of the matrices in int4, those that lose least first.  [default: 1]",
+    ),
 ]  # fmt: skip
 ONNX = [
     click.option("--opset", type=int, metavar="N", help="ONNX opset."),
@@ -86,8 +101,13 @@ def target_flags(function: Function) -> Function:
 
 def typed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The target's options among a command's parameters: those that were typed."""
-    names = [p.name for p in _parameters() if p.name is not None]
-    return {name: given[name] for name in names if given.get(name) not in (None, False, ())}
+    result = {}
+    for parameter in _parameters():
+        value = given.get(parameter.name or "")
+        # A flag without an opposite is False when it was not typed; one with an opposite is None.
+        if parameter.name and value not in (None, ()) and (value is not False or parameter.secondary_opts):
+            result[parameter.name] = value
+    return result
 
 
 def _parameters() -> list[click.Parameter]:

@@ -77,6 +77,14 @@ if TYPE_CHECKING:
     type=click.Choice(["f32", "bf16", "f16", "default"]),
     help="Arithmetic for runtimes that choose it.  [default: exact, then as the artifact is run]",
 )
+@click.option(
+    "--min-sqnr", type=Finite(), metavar="DB",
+    help="Quantised artifacts: least SQNR of an output against the unquantised model.  [default: by scheme]",
+)  # fmt: skip
+@click.option(
+    "--min-psnr", type=Finite(), metavar="DB",
+    help="Quantised artifacts: least PSNR of a picture against the unquantised one.  [default: by scheme]",
+)  # fmt: skip
 @click.option("--no-pipeline", is_flag=True, help="Judge the components only; paint no whole pictures.")
 @click.option(
     "--rejudge",
@@ -107,6 +115,8 @@ def command(
     rejudge: Path | None,
     check_hashes: bool,
     report: Path | None,
+    min_sqnr: float | None,
+    min_psnr: float | None,
     **settings: Any,
 ) -> int:
     """Judge ARTIFACT against the PyTorch reference: PASS, FAIL or INCONCLUSIVE.
@@ -122,7 +132,7 @@ def command(
     from exporter import parity
 
     if rejudge is not None:
-        judged = parity.rejudge(rejudge, k=k)
+        judged = parity.rejudge(rejudge, k=k, min_sqnr=min_sqnr, min_psnr=min_psnr)
         folder = None
     else:
         assert artifact is not None
@@ -141,6 +151,8 @@ def command(
                 components=list(components) or None,
                 pipeline=not no_pipeline,
                 report_dir=report,
+                min_sqnr=min_sqnr,
+                min_psnr=min_psnr,
                 progress=progress,
                 **settings,
             )

@@ -50,6 +50,11 @@ class Recipe:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """What decides the bytes, among the weights of one component."""
+        return (self.source.name, self.dtype, self.shape, self.steps)
+
+    @property
     def moves(self) -> bool:
         """Whether the order of the elements changes (a reshape alone keeps it)."""
         return any(step.kind == "permute" for step in self.steps)

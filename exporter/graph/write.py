@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +37,7 @@ class SharedData:
     @staticmethod
     def key(recipe: Recipe) -> tuple[object, ...]:
         """What decides the bytes of a weight of one component."""
-        rest = [getattr(recipe, each.name) for each in fields(recipe) if each.name != "source"]
-        return (recipe.source.name, type(recipe), *rest)
+        return recipe.identity
 
 
 def write(

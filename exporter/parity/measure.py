@@ -50,7 +50,9 @@ class Opened:
     ) -> None:
         self.target, self.root, self.record, self.hint = target, root, record, hint
         self.threads, self.trust = threads, trust
-        self.weights = record.dtype if record.dtype in STORED else "float32"
+        rest = (record.details.get("compression") or {}).get("rest")
+        stored = rest if record.dtype not in STORED else record.dtype  # what is not quantised
+        self.weights = stored if stored in STORED else "float32"
         self.arithmetic = self.weights if self.weights in FLOATS else "float32"
 
     def __call__(self, *, peaks: bool = False) -> Runner:
@@ -97,7 +99,7 @@ def replay(
     """Run the artifact on every case. Whatever a runtime throws is a fault, never a crash.
 
     Args:
-        skip_if: Run nothing when the runtime computes in this arithmetic.
+        skip_if: Run nothing when the runtime computes in this arithmetic, activations as they are.
     """
     result = Replay()
     try:
@@ -109,7 +111,7 @@ def replay(
         result.faults.append(f"the artifact does not open: {_sentence(error)}")
         return result
     with runner:
-        if skip_if is not None and opened.arithmetic == skip_if:
+        if skip_if is not None and opened.arithmetic == skip_if and not runner.rounds_activations:
             result.same_as = skip_if
             return result
         result.faults += declared_faults(component, opened.record, runner) + runner.client_faults()
@@ -135,11 +137,13 @@ def measure(
     mode: Literal["graph", "default"],
     cache: Path | None,
     tick: Callable[[str], None],
+    originals: Sequence[Tensors] | None = None,
 ) -> Run:
     """The metrics of a replay, and of PyTorch at the same precision beside them.
 
     Args:
         truths: float64 outputs of the reference for every case.
+        originals: The same with the checkpoint's weights, where `component` has quantised ones.
     """
     import numpy as np
 
@@ -167,11 +171,14 @@ def measure(
                     layout: compare(found[i][name].to(torch.float64).numpy(), expected)
                     for layout, found in floors.items()
                 }
+                original = compare(outputs[name], originals[i][name].numpy()) if originals else None
             except NotComparable as error:
                 case.not_checked = f"{name}: PyTorch gives no usable truth or floor here ({error})"
                 continue
             unit = UNIT_ROUNDOFF.get(str(outputs[name].dtype), 0.0)
-            case.outputs.append(OutputMeasurement(name=name, artifact=artifact, floors=noise, unit=unit))
+            case.outputs.append(
+                OutputMeasurement(name=name, artifact=artifact, floors=noise, unit=unit, original=original)
+            )
     return run
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from exporter.architectures import Component
     from exporter.checkpoints import Checkpoint
     from exporter.parity.painting import Painted, Plan
 
@@ -58,15 +59,20 @@ def paint_reference(
     *,
     cache: Path | Literal["user"] | None,
     tick: Callable[[str], None] = lambda text: None,
+    components: Sequence[Component] | None = None,
 ) -> Painted:
-    """The float32 reference's run, from the cache where it is there."""
+    """The float32 reference's run, from the cache where it is there.
+
+    Args:
+        components: In the place of the checkpoint's own, where they have other weights.
+    """
     from exporter.architectures import components_of
     from exporter.parity.budget import cache_folder
     from exporter.parity.paint_cache import cached_paint
     from exporter.parity.painting import paint
     from exporter.parity.twin import reference_backend
 
-    components = components_of(checkpoint)
+    components = components or components_of(checkpoint)
     by_name = {component.name: component for component in components}
     return cached_paint(
         cache_folder() if cache == "user" else cache,

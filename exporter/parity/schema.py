@@ -11,21 +11,16 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from exporter.artifact import SourceRecord, Verdict, now, write_text_atomic
 from exporter.errors import ArtifactError, VerificationFailed, VerificationInconclusive
+from exporter.parity.parts import Compression, Part
 
 REPORT_VERSION = 1
 REPORT_NAME = "report.json"
 
 Judged = Literal["relative_l2", "max_abs"]
-
-
-class Part(BaseModel):
-    """Base of everything in a report."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
 class Metrics(Part):
@@ -60,12 +55,14 @@ class OutputMeasurement(Part):
         artifact: The artifact against the float64 truth.
         floors: PyTorch at the artifact's precision against the same truth, by memory layout.
         unit: Unit roundoff of the dtype the output is delivered in (2^-24 for float32).
+        original: Of a quantised artifact: against the truth with the checkpoint's weights.
     """
 
     name: str
     artifact: Metrics
     floors: dict[str, Metrics]
     unit: float
+    original: Metrics | None = None
 
     @property
     def floor(self) -> Metrics:
@@ -205,6 +202,7 @@ class ComponentReport(Part):
             the graph's run speaks for both.
         problems: Faults that belong to no case: declarations, a file that does not open.
         warnings: Excesses of runs that do not gate.
+        compression: Of a quantised component.
     """
 
     name: str
@@ -224,6 +222,7 @@ class ComponentReport(Part):
     worst: Worst | None = None
     worst_by_mode: list[Worst] = Field(default_factory=list)
     bisection: Bisection | None = None
+    compression: Compression | None = None
 
 
 class Step(Part):
@@ -242,6 +241,7 @@ class Painting(Part):
         image_error / twin_image_error: Root mean square over the picture, values in [0, 1].
         psnr_db / ssim: Artifact against reference; the twin's beside them.
         pictures: PNG files beside the report: reference, artifact, difference.
+        original_psnr_db: Of a quantised artifact: against the picture of the unquantised model.
     """
 
     prompt: str
@@ -253,6 +253,7 @@ class Painting(Part):
     ssim: float | None = None
     twin_psnr_db: float | None = None
     twin_ssim: float | None = None
+    original_psnr_db: float | None = None
     amplification: float = 1.0
     pictures: dict[str, str] = Field(default_factory=dict)
 
@@ -281,6 +282,8 @@ class PipelineReport(Part):
     verdict: Verdict = "INCONCLUSIVE"
     reasons: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    scheme: str | None = None
+    min_psnr: float | None = None
 
 
 class SizeReport(Part):
@@ -299,7 +302,8 @@ class SizeReport(Part):
 
 
 class Settings(Part):
-    """What `verify` was asked; with the source and the artifact it reproduces the report."""
+    """What `verify` was asked; with the source and the artifact it reproduces the report. Limits in dB are
+    those of quantised artifacts; None is the scheme's default."""
 
     k: float
     prompts: list[str]
@@ -310,6 +314,8 @@ class Settings(Part):
     precision_hint: str | None = None
     pipeline: bool = True
     bisect: bool = True
+    min_sqnr: float | None = None
+    min_psnr: float | None = None
 
 
 class Report(Part):

@@ -33,12 +33,14 @@ def as_part(name: str, report: Report) -> SizeReport:
     )
 
 
-def judged_again(folder: Path, part: SizeReport, k: float) -> SizeReport:
-    """The stored report of a size under another `k`; INCONCLUSIVE where it is not there."""
+def judged_again(
+    folder: Path, part: SizeReport, k: float, min_sqnr: float | None = None, min_psnr: float | None = None
+) -> SizeReport:
+    """The stored report of a size under other limits; INCONCLUSIVE where it is not there."""
     from exporter.parity.verdict import judge
 
     try:
-        return as_part(part.static, judge(Report.load(folder / part.static), k))
+        return as_part(part.static, judge(Report.load(folder / part.static), k, min_sqnr, min_psnr))
     except ArtifactError as error:
         lost: Verdict = "INCONCLUSIVE"
         return part.model_copy(update={"verdict": lost, "summary": error.message})

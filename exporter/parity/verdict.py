@@ -32,26 +32,41 @@ from exporter.parity.schema import (
     Run,
     Worst,
 )
+from exporter.parity.stated import (
+    judge_compression,
+    judge_pictures,
+    number,
+    of_component,
+    of_report,
+    stated,
+)
 
 METRICS: tuple[Judged, ...] = ("relative_l2", "max_abs")
 CHAOS = 0.25
 """Relative divergence of the PyTorch twin beyond which a trajectory says nothing about the artifact."""
 
 
-def judge(report: Report, k: float) -> Report:
+def judge(report: Report, k: float, min_sqnr: float | None = None, min_psnr: float | None = None) -> Report:
     """The same measurements judged with `k`: a new report.
 
+    Args:
+        min_sqnr / min_psnr: Of quantised artifacts, in dB; None is the scheme's default (`STATED`).
+
     Raises:
-        UsageError: `k` is not a positive number.
+        UsageError: `k` is not a positive number, or a limit in dB is not finite.
     """
+    for name, limit in (("SQNR", min_sqnr), ("PSNR", min_psnr)):
+        if limit is not None and not math.isfinite(limit):
+            raise UsageError(f"The least {name} must be a number of dB, not {limit}.")
     if not (k > 0 and math.isfinite(k)):
         raise UsageError(f"k must be a positive number, not {k}.")
     judged = report.model_copy(deep=True)
     judged.settings.k = k
+    judged.settings.min_sqnr, judged.settings.min_psnr = min_sqnr, min_psnr
     for component in judged.components:
-        judge_component(component, k)
+        judge_component(component, k, min_sqnr)
     if judged.pipeline is not None:
-        judge_pipeline(judged.pipeline, k)
+        judge_pipeline(judged.pipeline, k, min_psnr)
     parts: list[Verdict] = [c.verdict for c in judged.components]
     if judged.pipeline is not None:
         parts.append(judged.pipeline.verdict)
@@ -61,8 +76,10 @@ def judge(report: Report, k: float) -> Report:
     return judged
 
 
-def rejudge(report_path: Path | str, *, k: float) -> Report:
-    """Judge a stored report again, with another `k`, running nothing.
+def rejudge(
+    report_path: Path | str, *, k: float, min_sqnr: float | None = None, min_psnr: float | None = None
+) -> Report:
+    """Judge a stored report again, with other limits, running nothing.
 
     Raises:
         ArtifactError: No such report, or one this version cannot read.
@@ -73,8 +90,8 @@ def rejudge(report_path: Path | str, *, k: float) -> Report:
     report = Report.load(report_path)
     file = Path(report_path).expanduser()
     folder = file if file.is_dir() else file.parent
-    report.sizes = [judged_again(folder, size, k) for size in report.sizes]
-    return judge(report, k)
+    report.sizes = [judged_again(folder, size, k, min_sqnr, min_psnr) for size in report.sizes]
+    return judge(report, k, min_sqnr, min_psnr)
 
 
 def combine(verdicts: Iterable[Verdict]) -> Verdict:
@@ -85,9 +102,9 @@ def combine(verdicts: Iterable[Verdict]) -> Verdict:
     return "PASS" if found and all(v == "PASS" for v in found) else "INCONCLUSIVE"
 
 
-def judge_component(component: ComponentReport, k: float) -> None:
+def judge_component(component: ComponentReport, k: float, min_sqnr: float | None = None) -> None:
     """Set `verdict`, `reasons` and `worst` of one component."""
-    failures = list(component.problems)
+    failures = list(component.problems) + judge_compression(component, min_sqnr)
     open_questions = [component.not_checked] if component.not_checked else []
     worst_by_mode = []
     warnings: list[str] = []
@@ -120,7 +137,7 @@ def _component_sentence(component: ComponentReport, k: float) -> str:
         how = "" if worst.mode == "graph" else f" run by default in {run.arithmetic}"
         excess = "" if run.gates or worst.ratio <= 1 else ", more than its precision explains"
         parts.append(f"{worst.ratio * k:.2g} × the {run.arithmetic} noise floor{how}{excess}")
-    return f"error at most {', '.join(parts)} ({k:g} is allowed)"
+    return f"error at most {', '.join(parts)} ({k:g} is allowed){of_component(component.compression)}"
 
 
 def judge_run(run: Run, k: float) -> tuple[list[str], list[str], list[str], Worst | None]:
@@ -186,7 +203,7 @@ def typical_floors(run: Run) -> dict[tuple[str, str], float]:
     return {key: median(found) for key, found in values.items()}
 
 
-def judge_pipeline(pipeline: PipelineReport, k: float) -> None:
+def judge_pipeline(pipeline: PipelineReport, k: float, min_psnr: float | None = None) -> None:
     """Set `verdict` and `reasons` of the whole pipeline.
 
     After every step the artifact may be at most `k` times as far from the reference as the twin: a
@@ -205,6 +222,9 @@ def judge_pipeline(pipeline: PipelineReport, k: float) -> None:
         else:
             remarks = failed + open_questions + remarks
         notes += remarks
+    if pipeline.scheme is not None:
+        pipeline.min_psnr = stated(pipeline.scheme, 1) if min_psnr is None else min_psnr
+        failures += judge_pictures(pipeline, pipeline.min_psnr)
     if not any(run.paintings for run in pipeline.runs) and not unsure and not failures:
         unsure.append("no picture was painted")
     pipeline.notes = notes
@@ -235,7 +255,7 @@ def _judge_paintings(run: PipelineRun, k: float) -> tuple[list[str], list[str], 
             limit = k * max(twin, 1e-7) if twin is not None else math.nan
             if painting.image_error is None or not (painting.image_error <= limit):
                 failures.append(
-                    f"{what}: the picture is {_number(painting.image_error)} (RMS of [0, 1]) from the "
+                    f"{what}: the picture is {number(painting.image_error)} (RMS of [0, 1]) from the "
                     f"reference; {limit:.3g} is allowed"
                 )
     return failures, unsure, notes
@@ -252,7 +272,7 @@ def _judge_trajectory(painting: Painting, what: str, k: float) -> tuple[str | No
             return None, index
         if step.artifact is None or not (step.artifact <= k * reached):
             return (
-                f"{what}: after step {step.step} the latents are {_number(step.artifact)} from the "
+                f"{what}: after step {step.step} the latents are {number(step.artifact)} from the "
                 f"reference; {k:g} × the twin's {reached:.3g} is allowed"
             ), None
     return None, None
@@ -271,7 +291,8 @@ def summarise(report: Report) -> str:
         return (
             f"{'All ' if count > 1 else ''}{count} component{'s' if count > 1 else ''} ({names}) "
             f"compute what PyTorch computes: the largest error is {worst.ratio * k:.2g} times PyTorch's own "
-            f"rounding noise ({k:g} is allowed){picture}.{_sizes(report)}{_warning(report)}"
+            f"rounding noise ({k:g} is allowed){picture}.{_sizes(report)}{of_report(report)}"
+            f"{_warning(report)}"
         )
     parts = [(c.name, c) for c in report.components] + [("pipeline", report.pipeline)]
     guilty = [(n, p) for n, p in parts if p is not None and p.verdict == report.verdict]
@@ -313,13 +334,9 @@ def _sentence(found: Worst, case: Case, where: str, k: float) -> str:
     at = f" at {found.index}" if found.metric == "max_abs" else ""
     return (
         f"{case.label}{where}: {name} of {found.output}{at} is {found.value:.3g}, "
-        f"{_number(found.ratio)} times the limit {found.limit:.3g} "
+        f"{number(found.ratio)} times the limit {found.limit:.3g} "
         f"({k:g} × the noise floor {found.floor:.3g})"
     )
-
-
-def _number(value: float | None) -> str:
-    return "not measurable" if value is None else f"{value:.3g}"
 
 
 def _key(ratio: float) -> float:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from exporter.artifact import Artifact, Verdict, VerificationRecord, now
@@ -54,6 +55,8 @@ def verify(
     precision_hint: PrecisionHint | None = None,
     pipeline: bool = True,
     bisect: bool = True,
+    min_sqnr: float | None = None,
+    min_psnr: float | None = None,
     report_dir: Path | str | None = None,
     shown_path: str | None = None,
     cache: Path | Literal["user"] | None = "user",
@@ -80,6 +83,8 @@ def verify(
             judges the graph under `f32` and then as the artifact will be run by default.
         pipeline: Also paint whole pictures.
         bisect: Look for the first bad module of a component that fails.
+        min_sqnr / min_psnr: Of quantised artifacts: what every output and every picture must reach against
+            the unquantised model, in dB; None is the default of the scheme (`stated.STATED`).
         report_dir: Where the report goes; `verification` in the artifact when None.
         shown_path: The artifact's path as the report should show it.
         cache: Folder for truths and floors; `user` is the user's cache, None keeps nothing.
@@ -125,6 +130,8 @@ def verify(
                 precision_hint=precision_hint,
                 pipeline=pipeline,
                 bisect=bisect,
+                min_sqnr=min_sqnr,
+                min_psnr=min_psnr,
             ),
             against=against,
             report_dir=folder,
@@ -136,10 +143,14 @@ def verify(
             progress=progress or NullProgress(),
         )
 
+    def run(each: _Job, sizes: Sequence[SizeReport] = ()) -> Report:
+        with each.scratch:
+            return each.run(sizes)
+
     first = job(opened, Path(report_dir) if report_dir is not None else None, ours)
     with few_threads(first.threads):
-        parts = [as_part(n, job(v, first.folder / n, False).run()) for n, v in further(opened)]
-        return first.run(parts)
+        parts = [as_part(n, run(job(v, first.folder / n, False))) for n, v in further(opened)]
+        return run(first, parts)
 
 
 class _Job:
@@ -175,6 +186,9 @@ class _Job:
             settings.prompts = default_prompts(self.checkpoint)
         self.threads = 1 if max(c.parameters for c in self.components) < SMALL else None
         self.plan: Plan = self._plan()
+        self.scratch = TemporaryDirectory(prefix="exporter-")
+        self.judged: dict[str, Component] = {c.name: c for c in self.components}
+        """What the artifact is judged against: of a quantised component, the one with its own weights."""
 
     def run(self, sizes: Sequence[SizeReport] = ()) -> Report:
         """Measure and judge. `sizes` are the verdicts on the artifact's further sizes."""
@@ -208,10 +222,11 @@ class _Job:
             default_runs = [r for c in report.components for r in c.runs if r.mode == "default"]
             report.pipeline = self._pipeline(painted, no_paint, openers, default_runs)
         self._save_inputs(captured)
-        report = judge(report, self.settings.k)
+        limits = (self.settings.k, self.settings.min_sqnr, self.settings.min_psnr)
+        report = judge(report, *limits)
         if self.settings.bisect and report.verdict == "FAIL":
             self._bisect(report, captured, openers)
-            report = judge(report, self.settings.k)
+            report = judge(report, *limits)
         report.seconds = round(time.perf_counter() - self.started, 3)
         report.peak_memory = peak_memory()
         report.save(self.folder)
@@ -231,14 +246,20 @@ class _Job:
         static, s = self.artifact.manifest.options.get("static"), self.settings
         return plan_of(self.checkpoint, static, prompts=s.prompts, steps=s.steps, seed=s.seed)
 
-    def _paint_reference(self) -> tuple[Painted | None, str | None]:
+    def _paint_reference(
+        self, components: Sequence[Component] | None = None
+    ) -> tuple[Painted | None, str | None]:
+        """The reference's run; with `components`, of these."""
         from exporter.parity.painting import supported
         from exporter.parity.reference import paint_reference
 
         if not supported(self.checkpoint):
             return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
         tick = self._task("reference run", self._paint_ticks())
-        return paint_reference(self.checkpoint, self.plan, cache=self.cache, tick=tick), None
+        painted = paint_reference(
+            self.checkpoint, self.plan, cache=self.cache, tick=tick, components=components
+        )
+        return painted, None
 
     def _paint_ticks(self) -> int:
         return len(self.plan.groups()) * (self.plan.steps + 2)
@@ -249,6 +270,7 @@ class _Job:
         from exporter.parity.budget import evaluate, layouts_of
         from exporter.parity.cases import captured, synthetic, untraced
         from exporter.parity.measure import Opened, measure, replay
+        from exporter.parity.quantised import is_quantised, restore
         from exporter.parity.vocabulary import vocabulary
 
         started = time.perf_counter()
@@ -273,6 +295,15 @@ class _Job:
         truths = evaluate(
             component, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
         )
+        originals = None
+        if is_quantised(record):
+            originals = truths
+            opened = Opened(self.target, self.artifact.root, record, "f32", self.threads, self.trust)
+            component = restore(component, record, opened, Path(self.scratch.name) / record.name, report)
+            self.judged[component.name] = component
+            truths = evaluate(
+                component, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
+            )
         openers: dict[str, Opened] = {}
         for mode, hint in hints.items():
             opened = Opened(self.target, self.artifact.root, record, hint, self.threads, self.trust)
@@ -281,7 +312,10 @@ class _Job:
             if played.same_as:
                 report.same_by_default = True
                 break
-            run = measure(component, opened, played, cases, truths, mode=mode, cache=self.cache, tick=tick)
+            run = measure(
+                component, opened, played, cases, truths,
+                mode=mode, cache=self.cache, tick=tick, originals=originals,
+            )  # fmt: skip
             run.gates = mode == "graph" or record.details.get("precision_hint") != "f32"
             report.runs.append(run)
             report.problems += [f for f in played.faults if f not in report.problems]
@@ -304,6 +338,7 @@ class _Job:
         default_runs: list[Run],
     ) -> PipelineReport:
         from exporter.parity.painting import used
+        from exporter.parity.quantised import note_schemes
         from exporter.parity.whole import compare_pipelines
 
         report = PipelineReport(
@@ -320,12 +355,17 @@ class _Job:
         if any("default" in opened for opened in openers.values()):
             modes.append("default")
         gates = {"graph": True, "default": any(r.gates for r in default_runs)}
+        original = None
+        components = [self.judged[c.name] for c in self.components]
+        if note_schemes(report, self.records):  # the graph is judged by a pipeline with the same weights
+            original, (painted, _) = painted, self._paint_reference(components)
+            assert painted is not None
         for mode in modes:
             chosen = {n: openers[n].get(mode) or openers[n]["graph"] for n in report.exported if openers[n]}
             tick = self._task(f"pipeline ({mode})", 2 * self._paint_ticks())
             run = compare_pipelines(
                 self.checkpoint,
-                self.components,
+                components,
                 self.plan,
                 painted,
                 dict(chosen),
@@ -334,6 +374,7 @@ class _Job:
                 folder=self.folder,
                 cache=self.cache,
                 tick=tick,
+                original=original,
             )
             run.gates = gates[mode]
             report.runs.append(run)
@@ -346,7 +387,7 @@ class _Job:
         from exporter.parity.bisect import bisect
         from exporter.parity.schema import Bisection
 
-        by_name = {c.name: c for c in self.components}
+        by_name = self.judged
         for part in report.components:
             failed = [run.mode for run in part.runs if run.gates and run.verdict == "FAIL"]
             mode = failed[0] if failed else "graph"
@@ -412,6 +453,10 @@ class _Job:
             "--seed",
             str(s.seed),
         ]
+        if s.min_sqnr is not None:
+            parts += ["--min-sqnr", f"{s.min_sqnr:g}"]
+        if s.min_psnr is not None:
+            parts += ["--min-psnr", f"{s.min_psnr:g}"]
         return shlex.join(parts)
 
     def _task(self, label: str, total: float) -> _Ticker:

@@ -38,6 +38,7 @@ def compare_pipelines(
     folder: Path | None,
     cache: Path | None,
     tick: Callable[[str], None],
+    original: Painted | None = None,
 ) -> PipelineRun:
     """Paint with the twin and with the artifact, and measure both against the reference.
 
@@ -46,6 +47,7 @@ def compare_pipelines(
         precisions: (weights, arithmetic) of each, for the twin.
         folder: Where the pictures go; None keeps none.
         cache: Folder of stored runs of the twin.
+        original: What the unquantised model paints, where the reference has quantised weights.
     """
     started = time.perf_counter()
     by_name = {c.name: c for c in components}
@@ -73,8 +75,13 @@ def compare_pipelines(
             if number >= len(plan.prompts):
                 break
             painting = _painting(reference, twin, artifact, g, row, plan.prompts[prompt], plan.seed + number)
+            if original is not None and artifact is not None:
+                _, painting.original_psnr_db, _ = _picture(artifact, original.pictures(g, row), g, row)
             if folder is not None:
-                _save_pictures(painting, reference, artifact, g, row, folder, f"{mode}-{number + 1}")
+                stem = f"{mode}-{number + 1}"
+                _save_pictures(painting, reference, artifact, g, row, folder, stem)
+                if original is not None:
+                    _save(painting, "original", original.pictures(g, row), folder, stem)
             run.paintings.append(painting)
     run.seconds = time.perf_counter() - started
     return run
@@ -126,25 +133,26 @@ def _save_pictures(
     folder: Path,
     stem: str,
 ) -> None:
-    from PIL import Image
-
-    def save(kind: str, values: np.ndarray) -> None:
-        name = f"{stem}-{kind}.png"
-        Image.fromarray((np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)).save(folder / name)
-        painting.pictures[kind] = name
-
     folder.mkdir(parents=True, exist_ok=True)
     truth = reference.pictures(g, row)
-    save("reference", truth)
+    _save(painting, "reference", truth, folder, stem)
     if artifact is None or artifact.images[g][row].shape != reference.images[g][row].shape:
         return
     picture = artifact.pictures(g, row)
-    save("artifact", picture)
+    _save(painting, "artifact", picture, folder, stem)
     difference = np.abs(np.nan_to_num(picture) - truth)
     largest = float(difference.max())
     # A power of ten that makes the largest difference visible without saturating everything.
     painting.amplification = 10.0 ** max(0, min(7, math.floor(-math.log10(largest)))) if largest > 0 else 1.0
-    save("difference", difference * painting.amplification)
+    _save(painting, "difference", difference * painting.amplification, folder, stem)
+
+
+def _save(painting: Painting, kind: str, values: np.ndarray, folder: Path, stem: str) -> None:
+    from PIL import Image
+
+    name = f"{stem}-{kind}.png"
+    Image.fromarray((np.nan_to_num(values).clip(0, 1) * 255).round().astype(np.uint8)).save(folder / name)
+    painting.pictures[kind] = name
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ entry-point group `exporter.targets`; the built-in ones use the same door.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,23 @@ class ExportedComponent:
     dtype: str | None = None
     digests: Mapping[Path, Future[str]] = field(default_factory=dict)
     sizes: tuple[SizeRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A quantised weight, read back from the file that will be shipped.
+
+    Attributes:
+        name: As the checkpoint stores it (`conv_in.weight`).
+        values: What the runtime computes with, float32, in the parameter's shape.
+        step: Distance between neighbouring codes, float32, of the same shape.
+        edge: Where the code is the first or the last of its range: clipping may have moved the value.
+    """
+
+    name: str
+    values: np.ndarray
+    step: np.ndarray
+    edge: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -141,12 +158,14 @@ class Runner(ABC):
             runtime tells; None when it does not.
         weights: The dtype of most stored weights, as the file says; None when it does not, or when
             most are no floating-point numbers.
+        rounds_activations: The runtime, run this way, also quantises what flows between the weights.
     """
 
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     precision: str | None = None
     weights: str | None = None
+    rounds_activations: bool = False
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -179,6 +198,10 @@ class Runner(ABC):
     def client_faults(self) -> list[str]:
         """What the format's own clients would refuse of this file, one sentence each. Each is a FAIL."""
         return []
+
+    def quantised(self) -> Iterator[QuantisedWeight]:
+        """The quantised weights, one at a time; none where the file has none."""
+        return iter(())
 
     def close(self) -> None:  # noqa: B027 - most runners have nothing to free
         """Free the runtime's memory."""

@@ -205,3 +205,29 @@ def test_a_device_that_is_not_here(tiny: Path, tmp_path: Path) -> None:
 
     name = "meta" if torch.cuda.is_available() else "cuda"
     invoke("run", tiny, "a star", "-o", tmp_path / "star.png", "--device", name).failed(4, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--weights", "int3"), "--weights"),
+        (("--weights", "int8", "--group-size", "64"), "--weights int4"),
+        (("--weights", "int4", "--group-size", "48"), "16, 32, 64"),
+        (("--weights", "int4", "--ratio", "1.5"), "1.5"),
+        (("--asymmetric",), "--weights"),
+    ],
+)
+def test_quantisation_that_makes_no_sense(
+    tiny: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    convert(tiny, tmp_path / "out", *arguments).failed(2, words)
+
+
+def test_a_target_without_quantised_weights(tiny: Path, tmp_path: Path) -> None:
+    ran = invoke("convert", tiny, "--to", "torchscript", "--weights", "int8", "-o", tmp_path / "out")
+    ran.failed(2, "--weights", "torchscript")
+
+
+@pytest.mark.parametrize("flag", ["--min-sqnr", "--min-psnr"])
+def test_a_stated_limit_that_is_nan_is_refused(tmp_path: Path, flag: str) -> None:
+    invoke("verify", tmp_path, flag, "nan").failed(2, flag)

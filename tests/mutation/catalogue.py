@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutation import changes, edits, patches
+from tests.mutation import changes, compressed, edits, patches
 from tests.mutation.faults import CaptureFault, CheckpointFault, Fault, FileFault, WeightFault, first, named
 
 FRACTIONS = {"openvino": {"timestep": "float32"}}
@@ -115,5 +115,5 @@ CHECKPOINTS: list[Fault] = [
     _S("stale-data", "data file of another export (0.1 % off)", "vae_decoder", changes.perturbed(1e-3), True),
 ]
 
-CATALOGUE: list[Fault] = [*WEIGHTS, *CAPTURED, *FILES, *CHECKPOINTS]
+CATALOGUE: list[Fault] = [*WEIGHTS, *CAPTURED, *FILES, *CHECKPOINTS, *compressed.FAULTS]
 BY_NAME = {fault.name: fault for fault in CATALOGUE}

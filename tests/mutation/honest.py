@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.mutation import compressed
 from tests.mutation.workshop import Workshop
 
 SEEDS = 5
@@ -67,6 +68,7 @@ def plan(targets: Sequence[str], count: int | None = None) -> list[Conversion]:
                 ("coreml", options | {"attention": a})
                 for a in ("original", "split_einsum", "split_einsum_v2")
             ]
+    forms += compressed.forms(targets)
     found = [
         Conversion((f + c) % SEEDS, target, component, options)
         for f, (target, options) in enumerate(forms)

@@ -149,7 +149,8 @@ def _running_maximum(values: list[float]) -> list[float]:
 
 def _images(painting: Painting, folder: Path) -> list[dict[str, str]]:
     captions = {
-        "reference": "PyTorch reference",
+        "original": "PyTorch, weights unquantised",
+        "reference": "PyTorch, weights as quantised" if painting.original_psnr_db else "PyTorch reference",
         "artifact": "artifact",
         "difference": f"difference × {painting.amplification:g}",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from exporter.architectures.base import Component, TensorSpec
 from exporter.artifact import SizeRecord, TensorRecord
@@ -16,10 +17,14 @@ from exporter.targets.base import (
     component_shapes,
     component_size,
 )
+from exporter.targets.onnx.compression import compress, forget
 from exporter.targets.onnx.names import model_path
 from exporter.targets.onnx.options import OnnxOptions
+from exporter.targets.quantisation import stored_dtype
 
 ITEM_BYTES = {"float32": 4, "float16": 2}
+QUANTISED_BYTES = 1.05
+"""A weight at most: a code of eight bits, and its share of a scale; what is not quantised is little."""
 GRAPH_BYTES_A_WEIGHT = 2 << 10
 """Of the graph file: the nodes around one weight. SDXL's UNet has 1680 weights and takes 3 MB."""
 PEAK_MEMORY = 1 << 30
@@ -29,11 +34,13 @@ PEAK_MEMORY = 1 << 30
 def estimate(component: Component, options: Options) -> Estimate:
     """Disk: weights and graph. Memory: the libraries, the graph and one tensor at a time."""
     largest = max((tensor.numel for tensor in component.weights.values()), default=0)
-    item = ITEM_BYTES[options.dtype]
+    item: float = ITEM_BYTES[options.dtype]
+    if getattr(options, "weights", None) is not None:
+        item = QUANTISED_BYTES
     graphs = max(1, len(options.sizes()))
     return Estimate(
-        disk=component.parameters * item + graphs * len(component.weights) * GRAPH_BYTES_A_WEIGHT,
-        memory=PEAK_MEMORY + 2 * largest * max(item, 4),  # as stored, and cast or transposed
+        disk=int(component.parameters * item) + graphs * len(component.weights) * GRAPH_BYTES_A_WEIGHT,
+        memory=PEAK_MEMORY + 2 * largest * 4,  # as stored, and cast or transposed
     )
 
 
@@ -57,6 +64,7 @@ def export(
     written: dict[tuple[tuple[int, ...], ...], tuple[graph.Graph, Path]] = {}
     files: list[Path] = []
     sizes = []
+    compression: dict[str, Any] = {}
     for static in options.sizes() or (None,):
         shapes = component_shapes(component, static)
         if shapes not in written:
@@ -68,10 +76,13 @@ def export(
                 opset=options.opset,
                 progress=progress,
             )
+            if options.weights is not None:
+                compression = compress(built, component, options)
             path = place(None if static in (None, options.static) else static)
             paths = graph.write(built, path.parent, name=path.name, shared=shared, progress=progress)
             files += [path for path in paths if path not in files]
             written[shapes] = built, paths[0]
+            forget()
         built, entry = written[shapes]
         if static is not None:
             inputs, outputs = _records(built.inputs), _records(built.outputs)
@@ -89,8 +100,10 @@ def export(
             "arithmetic": built.dtype,
             "route": built.route,
             "nodes": len(built.model.graph),
+            **({"compression": compression} if compression else {}),
         },
         sizes=tuple(sizes) if len(sizes) > 1 else (),
+        dtype=stored_dtype(compression),
     )
 
 

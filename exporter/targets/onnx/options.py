@@ -8,13 +8,17 @@ from pydantic import Field, field_validator, model_validator
 
 from exporter.targets.base import SeveralSizes
 from exporter.targets.onnx.names import Naming
+from exporter.targets.quantisation import WeightOptions
 
 LOWEST_OPSET = {"fused": 20, "decomposed": 20, "opset23": 23}
 HIGHEST_OPSET = 23
 
 
-class OnnxOptions(SeveralSizes):
+class OnnxOptions(SeveralSizes, WeightOptions):
     """Options of `--to onnx`.
+
+    Int8 weights are the standard's DequantizeLinear (for embeddings its arithmetic behind the look-up);
+    int4 ones are com.microsoft MatMulNBits.
 
     Attributes:
         dtype: Of the weights and of the arithmetic. Inputs and outputs stay float32 in either case, so

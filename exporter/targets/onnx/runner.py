@@ -11,7 +11,7 @@ import numpy as np
 
 from exporter.artifact import TensorRecord
 from exporter.errors import ArtifactError, BackendMissing, UsageError
-from exporter.targets.base import Runner, RunOptions
+from exporter.targets.base import QuantisedWeight, Runner, RunOptions
 from exporter.targets.onnx.compiled import SMALL
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ class OnnxRunner(Runner):
         session = self._open(with_outputs(self._graph, wanted))
         values = self._infer(session, inputs, wanted)
         return {name: values[self._modules[name]] for name in modules}
+
+    def quantised(self) -> Iterator[QuantisedWeight]:
+        from exporter.targets.onnx.quantised import quantised
+
+        return quantised(self._graph, self._path.parent)
 
     def close(self) -> None:
         self._session = None

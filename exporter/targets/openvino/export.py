@@ -10,7 +10,7 @@ import gc
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.artifact import SizeRecord, TensorRecord
 from exporter.errors import UnsupportedError
@@ -25,6 +25,7 @@ from exporter.targets.base import (
 )
 from exporter.targets.openvino.options import OpenVinoOptions
 from exporter.targets.openvino.sharing import share_constants
+from exporter.targets.quantisation import stored_dtype
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from exporter.architectures.base import Component, TensorSpec
     from exporter.graph import Graph
+    from exporter.targets.quantisation import How
 
 XML = "openvino_model.xml"
 ATTENTION: Literal["fused"] = "fused"
@@ -54,9 +56,11 @@ def estimate(component: Component, options: OpenVinoOptions) -> Estimate:
     The temporary float32 weights are counted in memory, for they are mapped; on disk they are gone
     at the end.
     """
-    item = 4 if options.dtype == "float32" else 2
+    item: float = 4 if options.dtype == "float32" else 2
+    if options.weights is not None:
+        item = 1.05  # a code of eight bits at most, and its share of a scale
     return Estimate(
-        disk=component.parameters * item + OVERHEAD_DISK,
+        disk=int(component.parameters * item) + OVERHEAD_DISK,
         memory=component.parameters * 4 + OVERHEAD_MEMORY,
     )
 
@@ -75,6 +79,7 @@ def export(
     scratch = folder / SCRATCH
     entries: dict[tuple[tuple[int, ...], ...], Path] = {}
     sizes: list[tuple[Static, Path]] = []
+    chosen: dict[str, How] = {}
     try:
         for static in options.sizes() or (None,):
             shapes = component_shapes(component, static)
@@ -82,7 +87,7 @@ def export(
                 name = XML if static in (None, options.static) else f"openvino_model_{size_text(static)}.xml"
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
-                entry = export_one(component, options, static, folder / name, scratch, progress)
+                entry, chosen = export_one(component, options, static, folder / name, scratch, progress)
                 if entries:
                     share_constants(folder / XML, entry)
                 entries[shapes] = entry
@@ -90,7 +95,7 @@ def export(
                 sizes.append((static, entries[shapes]))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return describe_files(staging, list(entries.values()), component, options, sizes)
+    return describe_files(staging, list(entries.values()), component, options, sizes, chosen)
 
 
 def export_one(
@@ -100,8 +105,8 @@ def export_one(
     path: Path,
     scratch: Path,
     progress: Progress,
-) -> Path:
-    """Write one `.xml` and its `.bin`, dynamic or baked."""
+) -> tuple[Path, dict[str, How]]:
+    """Write one `.xml` and its `.bin`, dynamic or baked; tells how its weights are quantised, if they are."""
     import openvino
 
     from exporter.targets.openvino.held_back import hold_back, put_back
@@ -111,15 +116,23 @@ def export_one(
     model = convert(source, component)
     held = hold_back(model)
     simplify(model)
-    tensors = put_back(model, held, options.dtype, scratch)
+    chosen: dict[str, How] = {}
+    tensors: list[openvino.Tensor] = []
+    if options.weights is not None:
+        from exporter.targets.openvino.compression import compress, planned
+
+        chosen = planned(held, component, options)
+        tensors = compress(model, held, component, chosen, scratch)
+    rest = [each for each in held if each.name not in chosen]
+    tensors += put_back(model, rest, options.dtype, scratch)
     finish_model(model, component, options, modules)
     progress.done()
     progress.start(f"{component.name}: writing {path.name}")
     openvino.save_model(model, path, compress_to_fp16=False)
-    del model, held, tensors
+    del model, held, rest, tensors
     gc.collect()
     progress.done()
-    return path
+    return path, chosen
 
 
 def scale_for(peak: float) -> float:
@@ -237,19 +250,24 @@ def describe_files(
     component: Component,
     options: OpenVinoOptions,
     sizes: Sequence[tuple[Static, Path]],
+    chosen: Mapping[str, How],
 ) -> ExportedComponent:
     """What was written, with inputs and outputs read back from the disk."""
     import openvino
 
+    from exporter.targets.openvino.compression import described
     from exporter.targets.openvino.runner import describe, read_model
 
     declared: dict[Path, tuple[list[TensorRecord], list[TensorRecord]]] = {}
+    compression: dict[str, Any] = {}
     for entry in entries:
         model = read_model(openvino.Core(), entry)
         declared[entry] = (
             [describe(port, claimed(component.inputs)) for port in model.inputs],
             [describe(port, claimed(component.outputs)) for port in model.outputs],
         )
+        if chosen and not compression:
+            compression = described(model, chosen, options)
         del model
     first, scale = entries[0], options.activations_scale
     records = []
@@ -267,7 +285,9 @@ def describe_files(
             "attention": ATTENTION,
             "weights": "float32" if options.dtype == "float32" else f"{options.dtype}, vectors float32",
             **({} if scale is None else {"activations_scale_factor": scale}),
+            **({"compression": compression} if compression else {}),
         },
+        dtype=stored_dtype(compression),
         sizes=tuple(records),
     )
 

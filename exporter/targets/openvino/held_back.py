@@ -28,6 +28,11 @@ class Held:
     constant: openvino.Node
     stand_in: openvino.Node
 
+    @property
+    def name(self) -> str:
+        """Of the weight: the checkpoint's, where nothing was made of it on the way."""
+        return str(self.stand_in.get_friendly_name())
+
 
 def hold_back(model: openvino.Model) -> list[Held]:
     """Replace every float32 matrix and kernel by an input of the same name and shape.

@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.targets.base import SeveralSizes
+from exporter.targets.quantisation import WeightOptions
 
 
-class OpenVinoOptions(SeveralSizes):
+class OpenVinoOptions(SeveralSizes, WeightOptions):
     """Options of `--to openvino`.
 
     Attributes:

@@ -1,0 +1,103 @@
+"""Stated limits: what quantised weights may cost, and how their verdict is worded.
+
+No noise floor explains the rounding of weights to integers, so how far an output or a picture may be from the
+unquantised model's is nobody's proof but a statement. What can be proven of a quantised artifact is judged as
+ever, with the weights as quantised; see `quantised.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from exporter.parity.parts import Compression
+from exporter.parity.schema import ComponentReport, PipelineReport, Report
+
+STATED = {"int8": (25.0, 25.0), "int4": (12.0, 20.0)}
+"""Quantised weights by bits: least SQNR of an output and least PSNR of a picture, in dB, both against the
+unquantised model. How they were found is in the README of this folder."""
+NEAREST = 0.501
+"""Steps a quantised weight may be from the checkpoint's: one half is rounding to nearest, the rest is the
+rounding of this comparison in float32."""
+FINEST = 1.01
+"""Times the scheme's own step: scales may be stored as float16."""
+
+
+def judge_compression(component: ComponentReport, min_sqnr: float | None) -> list[str]:
+    """Failures of quantised weights (nearest code) and of outputs (stated limit); sets the figures."""
+    compression = component.compression
+    if compression is None:
+        return []
+    failures = []
+    for weight in compression.weights:
+        if not (weight.steps <= NEAREST):
+            failures.append(
+                f"the quantised weight {weight.name} is {number(weight.steps)} steps from the checkpoint's "
+                f"at {weight.index}; the nearest code would be at most half a step away"
+            )
+        elif not (weight.coarseness <= FINEST):
+            failures.append(
+                f"the steps of the quantised weight {weight.name} are {number(weight.coarseness)} times as "
+                f"coarse as {weight.how} needs"
+            )
+    limit = stated(compression.scheme, 0) if min_sqnr is None else min_sqnr
+    compression.min_sqnr, compression.sqnr_db = limit, None
+    for run in (run for run in component.runs if run.gates):
+        for case in run.cases:
+            for output in case.outputs:
+                found = output.original.sqnr_db if output.original is not None else math.nan
+                if compression.sqnr_db is None or not (found >= compression.sqnr_db):
+                    compression.sqnr_db = found
+                if not (found >= limit):
+                    failures.append(
+                        f"{case.label} ({run.mode} precision): {output.name} has an SQNR of {number(found)} "
+                        f"dB against the unquantised model; the stated limit is {limit:g} dB"
+                    )
+    return failures
+
+
+def stated(scheme: str, which: int) -> float:
+    """The default limit of a scheme: 0 SQNR, 1 PSNR. An unknown scheme has the strictest."""
+    return STATED.get(scheme[:4], STATED["int8"])[which]
+
+
+def judge_pictures(pipeline: PipelineReport, limit: float) -> list[str]:
+    """Pictures of a quantised artifact that are further from the unquantised model's than is stated."""
+    return [
+        f"{painting.prompt!r} ({run.mode} precision): the picture has a PSNR of "
+        f"{number(painting.original_psnr_db)} dB against the unquantised model's; "
+        f"the stated limit is {limit:g} dB"
+        for run in pipeline.runs
+        for painting in (run.paintings if run.gates and not run.problems else ())
+        if painting.original_psnr_db is None or not (painting.original_psnr_db >= limit)
+    ]
+
+
+def of_component(compression: Compression | None) -> str:
+    """The part of a component's sentence that is about its quantised weights."""
+    if compression is None or compression.sqnr_db is None:
+        return ""
+    effect = f"{compression.sqnr_db:.1f} dB from the unquantised model"
+    limit = f"({compression.scheme}; a stated limit of {compression.min_sqnr:g} dB)"
+    return f" with the weights as quantised; {effect} {limit}"
+
+
+def of_report(report: Report) -> str:
+    """What holds for a quantised artifact by statement and not by proof."""
+    parts = [c.compression for c in report.components if c.compression is not None]
+    if not parts:
+        return ""
+    worst = min(parts, key=lambda c: math.inf if c.sqnr_db is None else c.sqnr_db)
+    text = (
+        f" Their weights are quantised ({worst.scheme}): outputs keep {worst.sqnr_db:.1f} dB of the "
+        f"unquantised model's, where {worst.min_sqnr:g} dB is a stated limit, not an earned one"
+    )
+    if report.pipeline is not None and report.pipeline.min_psnr is not None:
+        found = [p.original_psnr_db for r in report.pipeline.runs if r.gates for p in r.paintings]
+        psnr = min((x for x in found if x is not None), default=math.nan)
+        text += f"; pictures keep {psnr:.1f} dB PSNR ({report.pipeline.min_psnr:g} dB stated)"
+    return text + "."
+
+
+def number(value: float | None) -> str:
+    """For a sentence; NaN is said as it is."""
+    return "not measurable" if value is None else f"{value:.3g}"
