@@ -24,6 +24,7 @@ MANIFEST = "exporter.json"
 SCHEMA_VERSION = 1
 HASH_CHUNK = 1 << 18
 """Bytes read at a time, always into the same buffer: it stays in the processor's cache."""
+SAFETENSORS = ".safetensors"
 MAX_MANIFEST = 64_000_000
 MAX_NAME = 200
 """Characters of one part of a path; file systems take 255 bytes."""
@@ -285,7 +286,15 @@ class Artifact:
         # Of the right size; what is not need not be read.
         whole = list({file.path for file in files if _size(paths[file.path]) == file.bytes})
         found = dict(zip(whole, sha256_of_all([paths[name] for name in whole]), strict=True))
-        return [file.path for file in files if found.get(file.path) != file.sha256]
+        return [file.path for file in files if found.get(file.path) != file.sha256] + self.added_files()
+
+    def added_files(self) -> list[str]:
+        """Weights and indices that lie beside listed weights and are not listed themselves. The libraries
+        look for an index first, so one that is added decides what they load."""
+        listed = {file.path for file in self.manifest.all_files()}
+        folders = {self.path(path).parent for path in listed if path.endswith(SAFETENSORS)}
+        beside = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if _decides(p.name)]
+        return sorted({p.relative_to(self.root).as_posix() for p in beside} - listed)
 
     def verified(self, *, rehash: bool = False) -> Verdict | None:
         """The recorded verdict if it still speaks of these bytes, else None (unverified).
@@ -298,11 +307,12 @@ class Artifact:
             return None
         if rehash:
             return None if self.changed_files() else record.verdict
-        for file in self.manifest.all_files():
-            path = self.path(file.path)
-            if not path.is_file() or path.stat().st_size != file.bytes:
-                return None
-        return record.verdict
+        return None if self.other_sizes() else record.verdict
+
+    def other_sizes(self) -> list[str]:
+        """Files that are missing, of another size, or added (`added_files`); nothing is read."""
+        files = self.manifest.all_files()
+        return [file.path for file in files if _size(self.path(file.path)) != file.bytes] + self.added_files()
 
 
 def check_inside(relative: str) -> None:
@@ -359,6 +369,11 @@ def _cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         return os.cpu_count() or 1
+
+
+def _decides(name: str) -> bool:
+    """Whether a file of that name, beside weights, may decide which of them are loaded."""
+    return name.endswith(SAFETENSORS) or (name.endswith(".json") and ".index." in name)
 
 
 def _size(path: Path) -> int | None:

@@ -107,6 +107,7 @@ FILES: list[Fault] = [
     _F("config-eos", "config: another token ends the text", "text_encoder", by_sight=True),
     _F("names-exchanged", "query and key under each other's names", "unet", patches.query_for_key,
        first("Linear", "attn1.to_q")),
+    _F("weights-added", "an index added that leads to other weights", "unet", by_sight=True),
     _F("name-lost", "a weight under a name that the library does not know", "unet", by_sight=True),
 ]  # fmt: skip
 

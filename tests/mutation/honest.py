@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,18 +64,18 @@ def plan(targets: Sequence[str], count: int | None = None) -> list[Conversion]:
     return [found[i * len(found) // count] for i in range(count)]
 
 
-def _of(target: str) -> Iterator[Conversion]:
-    forms = [
-        (dict(options), component)
-        for options in format_of(target).honest
-        for component in COMPONENTS
-        # Only a UNet has a timestep; elsewhere the form would be the same conversion twice.
-        if component == "unet" or "timestep" not in options
-    ]
-    rounds = min(math.ceil(AT_LEAST / len(forms)), SEEDS)
-    for r in range(rounds):
-        for i, (options, component) in enumerate(forms):
-            yield Conversion((i + i // len(COMPONENTS) + r) % SEEDS, target, component, options)
+def _of(target: str) -> list[Conversion]:
+    found: list[Conversion] = []
+    for turn in range(SEEDS):
+        for f, options in enumerate(format_of(target).honest):
+            for c, component in enumerate(COMPONENTS):
+                # Only a UNet has a timestep; elsewhere the form would be the same conversion twice.
+                if component != "unet" and "timestep" in options:
+                    continue
+                if turn and len(found) >= AT_LEAST:
+                    return found
+                found.append(Conversion((f + c + turn) % SEEDS, target, component, dict(options)))
+    return found
 
 
 def checkpoint(folder: Path, seed: int) -> Path:

@@ -284,13 +284,14 @@ def capturing(plant: Callable[[nn.Module], None]) -> Iterator[None]:
     Without the cache of graphs: it holds honest ones, and must not come to hold others.
 
     Raises:
-        LookupError: No module was captured, so nothing was planted.
+        LookupError: No module was captured, nor a graph shared of one that was, so nothing was planted.
     """
     from importlib import import_module
 
     from exporter import cache
 
     seen: list[nn.Module] = []
+    shared = _SHARED[0]
 
     def faulty(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         def made(*given: Any, **named: Any) -> nn.Module:
@@ -312,7 +313,7 @@ def capturing(plant: Callable[[nn.Module], None]) -> Iterator[None]:
     finally:
         for original, replaced in swaps:
             _put(replaced, original)
-    if not seen:
+    if not seen and _SHARED[0] == shared:
         raise LookupError("no module was captured that a fault could be planted in")
 
 
@@ -327,6 +328,8 @@ def _put(old: Any, new: Any) -> None:
 
 
 _GRAPHS: dict[tuple, Any] = {}
+_SHARED = [0]
+"""How often a graph was taken from there."""
 
 
 @contextmanager
@@ -346,6 +349,7 @@ def sharing_graphs(key: str | None = None) -> Iterator[None]:
     def build(component: Component, **options: Any) -> Any:
         named = tuple(sorted((n, str(v)) for n, v in options.items() if n != "progress"))
         wanted = (_KEY[-1] if _KEY else None, str(component.checkpoint.root), component.name, named)
+        _SHARED[0] += wanted in _GRAPHS
         if wanted not in _GRAPHS:
             while len(_GRAPHS) >= 8:
                 _GRAPHS.pop(next(iter(_GRAPHS)))

@@ -57,7 +57,8 @@ class TorchScriptRunner(Runner):
         self.outputs = tuple(self._declaration.outputs)
         self._check_signature(module)
         self._graph = module.inlined_graph
-        self.precision = majority([*module.parameters(), *constants(self._graph)])
+        # What weights are stored in is what PyTorch computes in.
+        self.precision = self.weights = majority([*module.parameters(), *constants(self._graph)])
         self._module: Any = module
         self._ready: Any = self._optimised(module) if self._declaration.optimize else module
 

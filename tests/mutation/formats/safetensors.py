@@ -85,6 +85,18 @@ def _drop(header: Header) -> Header:
     return {("lost" if name == "conv_out.weight" else name): tensor for name, tensor in header.items()}
 
 
+def _shadow(shop: Workshop, root: Path) -> None:
+    """Other weights beside the right ones, and an index that leads there. No listed byte changes."""
+    (path,) = part(root).glob("*.safetensors")
+    header, numbers = _read(path)
+    text = json.dumps(header).encode()
+    other = path.with_name("other.safetensors")
+    other.write_bytes(struct.pack("<Q", len(text)) + text + bytes(reversed(numbers)))
+    names = [name for name in header if name != "__metadata__"]
+    index = {"metadata": {"total_size": len(numbers)}, "weight_map": dict.fromkeys(names, other.name)}
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
 def _flip(value: bool) -> bool:
     return not value
 
@@ -100,6 +112,7 @@ EDITS: dict[str, Edit] = STORED | {
     "config-eos": in_config(eos_token_id=lambda eos: eos - 1),
     "names-exchanged": in_header(_exchange),
     "name-lost": in_header(_drop),
+    "weights-added": _shadow,
 }
 del EDITS["wrong-component"]
 
