@@ -166,8 +166,6 @@ def test_the_project_shows_the_totals_of_the_same_run() -> None:
     totals = written(ROOT_README)
     assert "**exporter**" in totals and totals in written(README)
     assert totals == written(PARITY_README)
-    for target in FORMATS:
-        assert f"| **exporter** | {format_of(target).title} |" in totals
     assert "MISSED" not in written(README) and "FALSE ALARM" not in written(README)
 
 
