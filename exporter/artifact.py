@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,9 @@ from exporter.errors import ArtifactError
 
 MANIFEST = "exporter.json"
 SCHEMA_VERSION = 1
+HASH_CHUNK = 1 << 18
+"""Bytes read at a time, always into the same buffer: it stays in the processor's cache."""
+SAFETENSORS = ".safetensors"
 MAX_MANIFEST = 64_000_000
 MAX_NAME = 200
 """Characters of one part of a path; file systems take 255 bytes."""
@@ -276,30 +280,39 @@ class Artifact:
         write_text_atomic(self.root / MANIFEST, self.manifest.model_dump_json(indent=2) + "\n")
 
     def changed_files(self) -> list[str]:
-        """Re-hash every file; the paths that are missing or differ from the manifest."""
-        changed = []
-        for file in self.manifest.all_files():
-            path = self.path(file.path)
-            if not path.is_file() or path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
-                changed.append(file.path)
-        return changed
+        """Re-hash every file, several at once; the paths that are missing or differ from the manifest."""
+        files = self.manifest.all_files()
+        paths = {file.path: self.path(file.path) for file in files}
+        # Of the right size; what is not need not be read.
+        whole = list({file.path for file in files if _size(paths[file.path]) == file.bytes})
+        found = dict(zip(whole, sha256_of_all([paths[name] for name in whole]), strict=True))
+        return [file.path for file in files if found.get(file.path) != file.sha256] + self.added_files()
+
+    def added_files(self) -> list[str]:
+        """Weights and indices that lie beside listed weights and are not listed themselves. The libraries
+        look for an index first, so one that is added decides what they load."""
+        listed = {file.path for file in self.manifest.all_files()}
+        folders = {self.path(path).parent for path in listed if path.endswith(SAFETENSORS)}
+        beside = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if _decides(p.name)]
+        return sorted({p.relative_to(self.root).as_posix() for p in beside} - listed)
 
     def verified(self, *, rehash: bool = False) -> Verdict | None:
         """The recorded verdict if it still speaks of these bytes, else None (unverified).
 
         Args:
-            rehash: Also read and hash every file (about 1 s per GB); otherwise sizes are compared.
+            rehash: Also read and hash every file (half a second per GB); otherwise sizes are compared.
         """
         record = self.manifest.verification
         if record is None or record.digest != self.manifest.digest():
             return None
         if rehash:
             return None if self.changed_files() else record.verdict
-        for file in self.manifest.all_files():
-            path = self.path(file.path)
-            if not path.is_file() or path.stat().st_size != file.bytes:
-                return None
-        return record.verdict
+        return None if self.other_sizes() else record.verdict
+
+    def other_sizes(self) -> list[str]:
+        """Files that are missing, of another size, or added (`added_files`); nothing is read."""
+        files = self.manifest.all_files()
+        return [file.path for file in files if _size(self.path(file.path)) != file.bytes] + self.added_files()
 
 
 def check_inside(relative: str) -> None:
@@ -315,10 +328,57 @@ def check_inside(relative: str) -> None:
         raise ArtifactError(f"The manifest names a path outside the artifact ({relative!r}); refused.")
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 hex of a file's bytes, read through a buffer that stays in the processor's cache."""
+def sha256_of(path: Path, stop: threading.Event | None = None) -> str:
+    """sha256 hex of a file's bytes.
+
+    Args:
+        stop: Once it is set, reading ends and `InterruptedError` is raised.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(HASH_CHUNK))
     with path.open("rb", buffering=0) as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        while count := handle.readinto(buffer):
+            if stop is not None and stop.is_set():
+                raise InterruptedError(f"{path} was not read to its end")
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def sha256_of_all(paths: Sequence[Path]) -> list[str]:
+    """sha256 hex of every file, as many at once as there are cores: hashing leaves the interpreter free.
+
+    The largest goes first, because no more than one core can work on one file.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    stop = threading.Event()
+    order = sorted(range(len(paths)), key=lambda i: -paths[i].stat().st_size)
+    with ThreadPoolExecutor(max_workers=_cores()) as pool:
+        try:
+            work = {i: pool.submit(sha256_of, paths[i], stop) for i in order}
+            return [work[i].result() for i in range(len(paths))]
+        except BaseException:  # Ctrl-C does not wait for gigabytes
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def _decides(name: str) -> bool:
+    """Whether a file of that name, beside weights, may decide which of them are loaded."""
+    return name.endswith(SAFETENSORS) or (name.endswith(".json") and ".index." in name)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def hash_file(path: Path, root: Path, digest: Future[str] | None = None) -> FileRecord:

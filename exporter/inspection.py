@@ -270,7 +270,7 @@ def blame_changes(state: HashState | None) -> Iterator[None]:
 def hash_state(artifact: Artifact, *, rehash: bool = True) -> HashState:
     """Compare an artifact's files with its manifest and say what its verdict is worth now."""
     record = artifact.manifest.verification
-    changed = artifact.changed_files() if rehash else _other_size(artifact)
+    changed = artifact.changed_files() if rehash else artifact.other_sizes()
     recorded = record.verdict if record is not None else None
     holds = record is not None and not changed and record.digest == artifact.manifest.digest()
     verdict = recorded if holds else None
@@ -278,7 +278,7 @@ def hash_state(artifact: Artifact, *, rehash: bool = True) -> HashState:
         count = len(changed)
         files = "1 file is" if count == 1 else f"{count} files are"
         sentence = (
-            f"{artifact.root} is unverified: {files} missing or changed since it was written "
+            f"{artifact.root} is unverified: {files} missing, changed or added since it was written "
             f"({changed[0]}{', …' if count > 1 else ''})."
         )
     elif record is None:
@@ -298,15 +298,6 @@ def hash_state(artifact: Artifact, *, rehash: bool = True) -> HashState:
         when=record.when if record is not None else None,
         sentence=sentence,
     )
-
-
-def _other_size(artifact: Artifact) -> list[str]:
-    found = []
-    for file in artifact.manifest.all_files():
-        path = artifact.path(file.path)
-        if not path.is_file() or path.stat().st_size != file.bytes:
-            found.append(file.path)
-    return found
 
 
 def _model_folders(checkpoint: Checkpoint) -> list[str]:

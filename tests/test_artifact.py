@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from exporter.artifact import (
     VerificationRecord,
     check_inside,
     hash_files,
+    sha256_of,
+    sha256_of_all,
 )
 from exporter.errors import ArtifactError
 
@@ -66,6 +70,40 @@ def test_one_changed_byte_makes_it_unverified(artifact: Artifact) -> None:
 def test_a_changed_size_is_seen_without_hashing(artifact: Artifact) -> None:
     (artifact.root / "unet/model.bin").write_bytes(b"short")
     assert artifact.verified() is None
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.fp16.safetensors"]
+)
+def test_weights_added_beside_the_listed_ones_make_it_unverified(artifact: Artifact, name: str) -> None:
+    """The libraries look for an index first: it would decide what they load, and no listed byte changed."""
+    record = artifact.manifest.components[0]
+    weights = (artifact.root / "unet/model.bin").rename(artifact.root / "unet/model.safetensors")
+    record.files, record.entry = hash_files([weights], artifact.root), "unet/model.safetensors"
+    artifact.manifest.verification = VerificationRecord(
+        verdict="PASS", when="now", digest=artifact.manifest.digest()
+    )
+    (artifact.root / "unet/notes.txt").write_text("nobody loads this")
+    assert artifact.verified() == artifact.verified(rehash=True) == "PASS"
+    (artifact.root / "unet" / name).write_text("{}")
+    assert artifact.changed_files() == artifact.added_files() == [f"unet/{name}"]
+    assert artifact.verified() is None and artifact.verified(rehash=True) is None
+
+
+def test_many_files_at_once_are_the_files_one_by_one(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.bin" for number in range(20)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (number * 40_000))
+    wanted = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    assert sha256_of_all(paths) == wanted == [sha256_of(path) for path in paths]
+    assert sha256_of_all([]) == []
+    paths[7].unlink()
+    with pytest.raises(FileNotFoundError):
+        sha256_of_all(paths)
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(InterruptedError, match=r"9\.bin was not read to its end"):
+        sha256_of(paths[9], stopped)
 
 
 def test_a_manifest_edited_to_other_hashes_is_unverified(artifact: Artifact) -> None:

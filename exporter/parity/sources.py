@@ -10,17 +10,19 @@ from exporter.errors import ArtifactError, CheckpointError
 
 
 def check_bytes(artifact: Artifact) -> None:
-    """Every file is as the manifest hashed it.
+    """Every file is as the manifest hashed it, and none was added that decides what is loaded.
 
     Raises:
-        ArtifactError: A file is missing or was changed.
+        ArtifactError: A file is missing, or was changed or added.
     """
     changed = artifact.changed_files()
     if changed:
         names = ", ".join(changed[:3]) + (" …" if len(changed) > 3 else "")
-        word = (
-            "is missing" if not (artifact.root / changed[0]).is_file() else "differs from its recorded hash"
-        )
+        word = "differs from its recorded hash"
+        if not (artifact.root / changed[0]).is_file():
+            word = "is missing"
+        elif changed[0] in artifact.added_files():
+            word = "was added"
         raise ArtifactError(
             f"{len(changed)} of the artifact's files changed after it was made: {names} "
             f"({Path(changed[0]).name} {word}).",

@@ -163,6 +163,44 @@ def test_the_twin_knows_that_a_fused_weight_was_rounded(tiny: Path, tmp_path: Pa
         assert bool(((now - then).abs() <= 2.0**-23 * then.abs()).all()), "at most the next number"
 
 
+def test_the_extra_rounding_widens_no_limit_by_much(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA over every attention of the UNet: what could hide behind it is no more than the twin moves
+    anyway, in the picture and after each step."""
+    from exporter.parity import twin
+    from exporter.parity.painting import Plan, paint
+    from exporter.parity.whole import divergence
+
+    components = {c.name: c for c in components_of(resolve(tiny))}
+    inner = components["unet"].meta_module().get_submodule("inner")
+    names = [n for n, m in inner.named_modules() if type(m).__name__ == "Linear" and ".attn" in n]
+    layers = {n: tuple(inner.get_parameter(f"{n}.weight").shape) for n in names}
+    monkeypatch.setattr(loras, "LAYERS", {"unet": layers, "text_encoder": {}})
+    merged = open_source(tiny, loras=[write(tmp_path / "x.safetensors", loras.kohya(pairs()))])
+    assert merged.rounded("unet") == set(names)
+    parts = components_of(merged)
+    plan = Plan(("a red star",), 3, 0, 64, 64)
+    named = {c.name: c for c in parts}
+    truth = paint(merged, parts, plan, twin.reference_backend(named), lambda text: None)
+
+    def moved(precision: tuple[str, str]) -> list[float]:
+        backend = twin.twin_backend(named, {"unet": precision}, 0)
+        painted = paint(merged, parts, plan, backend, lambda text: None)
+        pairs = [
+            *zip(painted.latents[0], truth.latents[0], strict=True),
+            (painted.images[0], truth.images[0]),
+        ]
+        return [float(divergence(a, b) or 0) for a, b in pairs]
+
+    for precision in (("float32", "float32"), ("float16", "float32"), ("float32", "bfloat16")):
+        with_it = moved(precision)
+        with monkeypatch.context() as without:
+            without.setattr(twin, "round_again", lambda *given: None)
+            alone = moved(precision)
+        assert all(0 < a <= 2 * b for a, b in zip(with_it, alone, strict=True)), (precision, with_it, alone)
+
+
 def test_keys_without_a_layer_are_named_and_left_out(tiny: Path, tmp_path: Path) -> None:
     state = loras.kohya(pairs())
     state["lora_unet_no_such_layer.lora_down.weight"] = torch.zeros(4, 32)

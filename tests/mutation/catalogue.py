@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutation import changes, compressed, edits, patches
+from tests.mutation import changes, compressed, patches
 from tests.mutation.faults import CaptureFault, CheckpointFault, Fault, FileFault, WeightFault, first, named
 
 FRACTIONS = {"openvino": {"timestep": "float32"}}
@@ -75,36 +75,40 @@ CAPTURED: list[Fault] = [
 
 _F = FileFault
 FILES: list[Fault] = [
-    _F("tanh-gelu", "tanh GELU for erf GELU", "unet", edits.TANH, patches.tanh_gelu, first("GEGLU")),
-    _F("bilinear", "upsampling nearest → linear", "unet", edits.LINEAR, patches.bilinear,
-       first("Upsample2D")),
-    _F("padding", "padding of a convolution off by one", "unet", edits.PADS, patches.rows_shifted,
-       named("conv_in")),
-    _F("sin-cos", "sine and cosine exchanged", "unet", edits.WAVES, patches.flip_sin_to_cos,
-       first("Timesteps")),
-    _F("all-float16", "all matrices through float16, declared float32", "unet", edits.ALL_HALF,
-       patches.all_through_float16, WHOLE),
-    _F("output-float16", "output through float16, declared float32", "unet", edits.ROUNDED,
-       patches.output_through_float16, WHOLE),
-    _F("says-float16", "manifest says float16, the file holds float32", "unet", edits.SAYS_HALF,
-       by_sight=True),
-    _F("output-renamed", "output renamed", "unet", edits.RENAMED, by_sight=True),
-    _F("output-extra", "an extra output", "unet", edits.EXTRA, by_sight=True),
-    _F("output-missing", "an output missing", "text_encoder", edits.MISSING, by_sight=True),
-    _F("output-dtype", "output is float16, declared float32", "unet", edits.HALF, by_sight=True),
-    _F("output-order", "outputs in another order", "text_encoder", edits.REVERSED, by_sight=True),
-    _F("output-exchanged", "names of two outputs exchanged", "text_encoder", edits.EXCHANGED, by_sight=True),
-    _F("baked", "sizes baked in, manifest says dynamic", "unet", edits.baked(declared=False),
-       by_sight=True, at_native=True),
-    _F("baked-declared", "sizes baked in, manifest and file say dynamic", "unet", edits.baked(declared=True),
-       by_sight=True, at_native=True),
-    _F("baked-picture", "picture size baked in, manifest and file say dynamic", "vae_decoder",
-       edits.baked(declared=True), by_sight=True, at_native=True),
-    _F("changed-byte", "one bit changed, the manifest's hash not", "unet", edits.ONE_BIT, stale=True,
-       by_sight=True),
-    _F("cut-short", "data file cut short", "vae_decoder", edits.CUT, by_sight=True),
-    _F("wrong-component", "the VAE's encoder under its decoder's name", "vae_decoder",
-       edits.of_component("vae_encoder"), by_sight=True),
+    _F("tanh-gelu", "tanh GELU for erf GELU", "unet", patches.tanh_gelu, first("GEGLU")),
+    _F("bilinear", "upsampling nearest → linear", "unet", patches.bilinear, first("Upsample2D")),
+    _F("padding", "padding of a convolution off by one", "unet", patches.rows_shifted, named("conv_in")),
+    _F("sin-cos", "sine and cosine exchanged", "unet", patches.flip_sin_to_cos, first("Timesteps")),
+    _F("all-float16", "all matrices through float16, declared float32", "unet", patches.all_through_float16,
+       WHOLE),
+    _F("output-float16", "output through float16, declared float32", "unet", patches.output_through_float16,
+       WHOLE),
+    _F("says-float16", "manifest says float16, the file holds float32", "unet", by_sight=True),
+    _F("output-renamed", "output renamed", "unet", by_sight=True),
+    _F("output-extra", "an extra output", "unet", by_sight=True),
+    _F("output-missing", "an output missing", "text_encoder", by_sight=True),
+    _F("output-dtype", "output is float16, declared float32", "unet", by_sight=True),
+    _F("output-order", "outputs in another order", "text_encoder", by_sight=True),
+    _F("output-exchanged", "names of two outputs exchanged", "text_encoder", by_sight=True),
+    _F("baked", "sizes baked in, manifest says dynamic", "unet", by_sight=True, at_native=True),
+    _F("baked-declared", "sizes baked in, manifest and file say dynamic", "unet", by_sight=True,
+       at_native=True),
+    _F("baked-picture", "picture size baked in, manifest and file say dynamic", "vae_decoder", by_sight=True,
+       at_native=True),
+    _F("changed-byte", "one bit changed, the manifest's hash not", "unet", stale=True, by_sight=True),
+    _F("cut-short", "data file cut short", "vae_decoder", by_sight=True),
+    _F("wrong-component", "the VAE's encoder under its decoder's name", "vae_decoder", by_sight=True),
+    _F("config-heads", "config: twice the heads of attention", "unet", patches.heads(2),
+       first("Attention", "attn1")),
+    _F("config-groups", "config: half the groups of the norms", "unet", patches.half_the_groups,
+       first("GroupNorm", "norm1")),
+    _F("config-activation", "config: exact GELU for quick GELU", "text_encoder", patches.exact_gelu,
+       first("QuickGELUActivation")),
+    _F("config-eos", "config: another token ends the text", "text_encoder", by_sight=True),
+    _F("names-exchanged", "query and key under each other's names", "unet", patches.query_for_key,
+       first("Linear", "attn1.to_q")),
+    _F("weights-added", "an index added that leads to other weights", "unet", by_sight=True),
+    _F("name-lost", "a weight under a name that the library does not know", "unet", by_sight=True),
 ]  # fmt: skip
 
 _S = CheckpointFault

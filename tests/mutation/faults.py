@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tests.mutation.files import change_weight, part
+from tests.mutation.files import change_weight
+from tests.mutation.formats import Format, blobs, format_of, part
 from tests.mutation.patches import Patch, at
 from tests.mutation.workshop import Workshop, capturing, elsewhere, rehash, sharing_graphs
 
@@ -46,32 +47,56 @@ class Fault:
         name: Unique, for the command line.
         title: For people.
         component: Where it is planted.
-        targets: Formats in which it can exist; empty means all.
         by_sight: Whether it is one that no measurement is needed for (a name, a shape, a dtype, a NaN):
             it must be found whatever its size.
         at_native: The artifact is exported at the checkpoint's native size, so that other gates, which
             look at the traced shape only, are asked about that one.
+        stale: The manifest's hashes stay as they were.
     """
 
     name: str
     title: str
     component: str
-    targets: tuple[str, ...] = field(default=(), kw_only=True)
     by_sight: bool = field(default=False, kw_only=True)
     at_native: bool = field(default=False, kw_only=True)
+    stale: bool = field(default=False, kw_only=True)
     place: ClassVar[str] = ""
 
-    def fits(self, target: str) -> bool:
-        """Whether the fault can be made in a format."""
-        return not self.targets or target in self.targets
+    def why_not(self, known: Format) -> str | None:
+        """Why the fault cannot be made in a format; None where it can."""
+        if self.name in known.excluded:
+            return known.excluded[self.name]
+        return None if self.name in known.edits else self._why_not(known)
+
+    def _why_not(self, known: Format) -> str | None:
+        return "no file of the format says this"
 
     def plant(self, shop: Workshop, target: str) -> Path:
-        """A faulty artifact on disk whose manifest is otherwise true."""
-        raise NotImplementedError
+        """A faulty artifact on disk whose manifest is otherwise true.
+
+        Args:
+            target: Name of a `Format`. If it knows an edit of its files for this fault, that is made.
+        """
+        edit = format_of(target).edits.get(self.name)
+        if edit is None:
+            return self._plant(shop, target)
+        root = shop.copy(target, self.component, self.name)
+        edit(shop, root)
+        if not self.stale:
+            rehash(root)
+        return root
+
+    def _plant(self, shop: Workshop, target: str) -> Path:
+        raise LookupError(f"{self.name} cannot be planted into {target}")
 
     def module(self, shop: Workshop) -> str | None:
-        """The module that bisection ought to name, where there is one."""
+        """The module that holds the fault, where there is one."""
         return None
+
+    def named_in(self, shop: Workshop, known: Format) -> str | None:
+        """The module that bisection ought to name in a format."""
+        module = self.module(shop)
+        return module.rpartition(".")[0] if module is not None and self.name in known.folded else module
 
     def in_torch(self, shop: Workshop) -> Callable[[nn.Module], None] | None:
         """The same fault as a change of the reference module, where it can be expressed."""
@@ -94,7 +119,10 @@ class CaptureFault(Fault):
     inside: str | None = field(default=None, kw_only=True)
     place: ClassVar[str] = "exporter's capture"
 
-    def plant(self, shop: Workshop, target: str) -> Path:
+    def _why_not(self, known: Format) -> str | None:
+        return None if known.captures else "it stores weights and no graph"
+
+    def _plant(self, shop: Workshop, target: str) -> Path:
         root = shop.copy(target, self.component, self.name)
         with capturing(self.in_torch(shop)), sharing_graphs(self.name):
             shop.export(root, shop.components[self.component], self.options.get(target))
@@ -117,10 +145,13 @@ class WeightFault(Fault):
     parameter: str = "weight"
     place: ClassVar[str] = "data file"
 
-    def plant(self, shop: Workshop, target: str) -> Path:
+    def _why_not(self, known: Format) -> str | None:
+        return None if known.blobs is not None else "where it keeps its weights is not written down here"
+
+    def _plant(self, shop: Workshop, target: str) -> Path:
         root = shop.copy(target, self.component, self.name)
         name = f"{self.choose(shop.inner(self.component))}.{self.parameter}"
-        change_weight(part(root), shop.weight(self.component, name), self.change)
+        change_weight(blobs(root), shop.weight(self.component, name), self.change)
         rehash(root)
         return root
 
@@ -152,7 +183,10 @@ class CheckpointFault(Fault):
     only_data: bool = False
     place: ClassVar[str] = "checkpoint"
 
-    def plant(self, shop: Workshop, target: str) -> Path:
+    def _why_not(self, known: Format) -> str | None:
+        return "graph and weights are one file" if self.only_data and not known.graph else None
+
+    def _plant(self, shop: Workshop, target: str) -> Path:
         component = shop.components[self.component]
         root = shop.copy(target, self.component, self.name)
         keep = shop.folder / "kept" / root.name
@@ -161,7 +195,7 @@ class CheckpointFault(Fault):
         shop.export(root, elsewhere(component, self._changed(shop)))
         if self.only_data:
             for file in keep.rglob("*"):
-                if file.suffix in (".xml", ".onnx", ".mlmodel"):
+                if file.suffix in format_of(target).graph:
                     shutil.copy(file, part(root) / file.relative_to(keep))
             rehash(root)
         return root
@@ -203,29 +237,15 @@ class CheckpointFault(Fault):
 
 @dataclass(frozen=True)
 class FileFault(Fault):
-    """A file of the artifact is edited: graph, declaration, or bytes.
+    """A file of the artifact is edited: graph, declaration, or bytes. How, each `Format` knows.
 
     Attributes:
-        edit: By target: changes the component's folder (and, where it wants to, the manifest).
         patch / choose: The same fault in PyTorch, where it can be expressed.
-        stale: Leave the manifest's hashes as they were.
     """
 
-    edit: Mapping[str, Callable[[Workshop, Path], None]]  # the formats in which the fault can be made
     patch: Patch | None = None
     choose: Choose | None = None
-    stale: bool = False
     place: ClassVar[str] = "graph file"
-
-    def fits(self, target: str) -> bool:
-        return super().fits(target) and target in self.edit
-
-    def plant(self, shop: Workshop, target: str) -> Path:
-        root = shop.copy(target, self.component, self.name)
-        self.edit[target](shop, root)
-        if not self.stale:
-            rehash(root)
-        return root
 
     def module(self, shop: Workshop) -> str | None:
         return (self.choose(shop.inner(self.component)) or None) if self.choose is not None else None

@@ -223,3 +223,34 @@ def output_through_float16(module: nn.Module, path: str) -> None:
         return tuple(torch.from_numpy(half) for half in halves)
 
     around(module, wrapper)
+
+
+# Faults of a config, which says the same to every module of a kind.
+
+
+def heads(factor: int) -> Patch:
+    """Every attention splits into more heads than it was trained with."""
+
+    def patch(module: nn.Module, path: str) -> None:
+        for owner in module.modules():
+            if type(owner).__name__ == "Attention":
+                owner.heads *= factor
+
+    return patch
+
+
+def half_the_groups(module: nn.Module, path: str) -> None:
+    for owner in module.modules():
+        if isinstance(owner, nn.GroupNorm):
+            owner.num_groups //= 2
+
+
+def exact_gelu(module: nn.Module, path: str) -> None:
+    for owner in module.modules():
+        if type(owner).__name__ == "QuickGELUActivation":
+            owner.forward = functional.gelu
+
+
+def query_for_key(module: nn.Module, path: str) -> None:
+    query, key = at(module, path), at(module, path.removesuffix("to_q") + "to_k")
+    query.weight.data, key.weight.data = key.weight.data, query.weight.data

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation.faults import Fault
+from tests.mutation.formats import format_of
 from tests.mutation.honest import Conversion, HonestRow
 from tests.mutation.honest import run as run_honest
 from tests.mutation.peers import Peers, Said
@@ -98,16 +99,20 @@ def plant_all(
 ) -> None:
     """Every fault in every format; rows that are there already are kept."""
     peers = Peers(shop)
+    costs: dict[tuple[str, str], Cost | None] = {}
     for fault in faults:
-        cost: Cost | None = None
-        for target in fault.targets or targets:
+        for target in targets:
             name = f"{target}-{fault.name}"
-            if target not in targets or not fault.fits(target) or store.has("fault", name):
+            known = format_of(target)
+            if fault.why_not(known) is not None or store.has("fault", name):
                 continue
+            key = fault.name, known.floors_from
             plant = fault.in_torch(shop)
-            if cost is None and plant is not None:
-                cost = shop.cost(fault.component, plant)
-            row = plant_one(shop, fault, target, cost, peers)
+            if key not in costs:
+                costs[key] = (
+                    shop.cost(fault.component, plant, known.floors_from) if plant is not None else None
+                )
+            row = plant_one(shop, fault, target, costs[key], peers)
             store.write("fault", name, row)
             say(line(row))
 
@@ -129,7 +134,7 @@ def plant_one(shop: Workshop, fault: Fault, target: str, cost: Cost | None, peer
         verdict=outcome.verdict,
         detected=outcome.detected,
         ratio=outcome.ratio,
-        module=fault.module(shop),
+        module=fault.named_in(shop, format_of(target)),
         blamed=outcome.blamed,
         reason=outcome.reason,
         peers=_caught(answers),

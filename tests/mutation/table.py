@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.mutation.catalogue import BY_NAME
+from tests.mutation.formats import FORMATS, format_of
 from tests.mutation.honest import HonestRow
 from tests.mutation.peers import GATES
 from tests.mutation.suite import Calm, Row
 
 README = Path(__file__).parent / "README.md"
 ROOT_README = README.parent.parent.parent / "README.md"
+PARITY_README = ROOT_README.parent / "exporter" / "parity" / "README.md"
 BEGIN, END = "<!-- mutation:begin -->", "<!-- mutation:end -->"
-TITLES = {"onnx": "ONNX", "openvino": "OpenVINO", "coreml": "Core ML"}
 
 
 @dataclass
@@ -50,7 +52,9 @@ class Results:
 
     @property
     def targets(self) -> list[str]:
-        return sorted({row.target for row in self.faults} | {row.target for row in self.honest})
+        """In the order in which the formats are registered."""
+        found = {row.target for row in self.faults} | {row.target for row in self.honest}
+        return sorted(found, key=lambda name: (list(FORMATS).index(name) if name in FORMATS else 99, name))
 
     def summary(self) -> str:
         lines = [*self._detection(), *self._margins()]
@@ -68,7 +72,7 @@ class Results:
             right = sum(row.blamed == row.module for row in places)
             below = [row for row in rows if not row.must]
             lines.append(
-                f"{TITLES.get(target, target)}: {found} of {len(above)} faults above the noise floor found; "
+                f"{format_of(target).title}: {found} of {len(above)} faults above the noise floor found; "
                 f"{right} of {len(places)} named by module; {len(below)} at or below the floor, of which "
                 f"{sum(row.detected for row in below)} found"
             )
@@ -84,7 +88,7 @@ class Results:
                 f"{unsure} undecided"
             )
             for target, mode, largest, row in self.largest():
-                title = TITLES.get(target, target)
+                title = format_of(target).title
                 lines.append(f"  largest error ÷ limit, {title}, {mode}: {largest:.2f} ({row.label})")
         caught = [row for row in self.faults if row.ratio is not None and row.detected and not row.by_sight]
         if caught:
@@ -105,13 +109,26 @@ class Results:
 
     def markdown(self) -> str:
         """The table that README carries."""
-        head = ["planted fault", "in", "size", *(TITLES.get(t, t) for t in self.targets)]
+        head = ["planted fault", "in", "size", *(format_of(t).title for t in self.targets)]
         head += [f"{gate}" for gate in GATES if gate != "allclose"]
-        head += [f"allclose, {TITLES.get(t, t)}" for t in self.targets]
+        head += [f"allclose, {format_of(t).title}" for t in self.targets]
         lines = [_row(head), _row(["---"] * len(head))]
         for name in dict.fromkeys(row.fault for row in self._ordered()):
             lines.append(_row(self._cells(name)))
-        return "\n".join([*self.totals(), "", *lines])
+        return "\n".join([*self.totals(), "", *lines, "", *self.reasons()])
+
+    def reasons(self) -> list[str]:
+        """Why a fault does not apply to a format."""
+        lines = ["Does not apply:", ""]
+        for target in self.targets:
+            why: dict[str, list[str]] = {}
+            for fault in BY_NAME.values():
+                reason = fault.why_not(format_of(target))
+                if reason is not None:
+                    why.setdefault(reason, []).append(f"`{fault.name}`")
+            said = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in why.items())
+            lines.append(f"- {format_of(target).title}: {said or 'every fault applies'}.")
+        return lines
 
     def _ordered(self) -> list[Row]:
         """Above the floor first, the least conspicuous first among them."""
@@ -124,7 +141,7 @@ class Results:
         rows = {row.target: row for row in self.faults if row.fault == name}
         one = next(iter(rows.values()))
         cells = [one.title, f"`{one.component}`", one.size]
-        cells += [_verdict(rows.get(target)) for target in self.targets]
+        cells += [_verdict(name, target, rows.get(target)) for target in self.targets]
         cells += [_peer(rows.get("onnx"), gate) for gate in GATES if gate != "allclose"]
         return cells + [_peer(rows.get(target), "allclose") for target in self.targets]
 
@@ -135,7 +152,7 @@ class Results:
             _row(["---"] * 4),
         ]
         for target in self.targets:
-            title = TITLES.get(target, target)
+            title = format_of(target).title
             above = [row for row in self.faults if row.target == target and row.must]
             calm = [row for row in self.calm if row.target == target]
             honest = [row for row in self.honest if row.target == target]
@@ -166,9 +183,9 @@ def _share(found: int, of: int) -> str:
     return f"{found} of {of} ({100 * found // of} %)" if of else "–"
 
 
-def _verdict(row: Row | None) -> str:
-    if row is None:
-        return ""
+def _verdict(fault: str, target: str, row: Row | None) -> str:
+    if row is None:  # not run, if it can be made
+        return "does not apply" if BY_NAME[fault].why_not(format_of(target)) is not None else ""
     if not row.detected:
         return "**missed**" if row.must else "passes (below)"
     if row.module is None:
@@ -186,9 +203,10 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def write_readme(results: Results) -> None:
-    """The whole table into this folder's page, and who catches how much into the project's."""
+    """The whole table into this folder's page, and who catches how much into the project's and parity's."""
     _replace(README, f"{results.markdown()}\n\n```\n{results.summary()}\n```")
-    _replace(ROOT_README, "\n".join(results.totals()))
+    for page in (ROOT_README, PARITY_README):
+        _replace(page, "\n".join(results.totals()))
 
 
 def _replace(path: Path, body: str) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifact import Artifact, ComponentRecord, hash_files
-from exporter.errors import ArtifactError
+from exporter.errors import InputError
+from tests.mutation.formats.base import folder_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 
 SETTINGS: dict[str, Any] = {
     "steps": 2, "samples": 2, "prompts": ["a red star"], "pipeline": False, "precision_hint": "f32",
+    # A program with a fault in it was not made here any more, and would be refused for that.
+    "trust": True,
 }  # fmt: skip
-
-
-DEFAULTS: dict[str, dict[str, Any]] = {"coreml": {"dtype": "float32", "attention": "original"}}
-"""Options of the honest artifact: by default Core ML stores float16, which would hide small faults."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,12 @@ class Workshop:
     Args:
         folder: Everything is written below it.
         source: The checkpoint.
-        floors_from: Format whose honest artifact lends the cases and floors that faults are sized by.
     """
 
-    def __init__(self, folder: Path, source: str, floors_from: str = "onnx") -> None:
-        self.folder, self.source, self.floors_from = folder, source, floors_from
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder, self.source = folder, source
         self.truths = folder / "truths"
-        self._honest: dict[str, Report] = {}
+        self._honest: dict[tuple[str, str], Report] = {}
 
     @cached_property
     def components(self) -> dict[str, Component]:
@@ -90,29 +88,40 @@ class Workshop:
         return array
 
     def honest(self, target: str) -> Path:
-        """The artifact of all components, converted by the real command's code, verification off."""
+        """The artifact of all components, converted by the real command's code, verification off.
+
+        Args:
+            target: Name of a `Format`, here and below.
+        """
         from filelock import FileLock
 
         from exporter.conversion import convert, make_plan
+        from tests.mutation.formats import format_of
 
+        known = format_of(target)
         root = self.folder / f"honest-{target}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f"{target}.lock"):  # several processes may fill one folder
             if not root.exists():
                 with sharing_graphs():
-                    convert(make_plan(self.source, target, root, DEFAULTS.get(target), verify=False))
+                    convert(make_plan(self.source, known.target, root, known.options, verify=False))
         return root
 
     def copy(self, target: str, component: str, name: str) -> Path:
         """A copy of the honest artifact with only one component in it."""
+        from tests.mutation.formats import format_of
+
         source = self.honest(target)
         root = self.folder / "planted" / f"{target}-{name}"
         shutil.rmtree(root, ignore_errors=True)
-        root.mkdir(parents=True)
-        shutil.copy(source / "exporter.json", root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        if format_of(target).whole:
+            shutil.copytree(source, root)
+        else:
+            where = folder_of(Artifact.open(source).manifest.component(component))
+            shutil.copytree(source / where, root / where)
+            shutil.copy(source / "exporter.json", root)
         artifact = Artifact.open(root)
-        where = part_of(artifact.manifest.component(component))
-        shutil.copytree(source / where, root / where)
         artifact.manifest.components = [artifact.manifest.component(component)]
         artifact.manifest.shared_files = []
         artifact.save()
@@ -121,15 +130,16 @@ class Workshop:
     def export(
         self, root: Path, component: Component, options: Mapping[str, Any] | None = None
     ) -> ComponentRecord:
-        """Export a component again into a copy, and bring its manifest up to date."""
+        """Export a component again into a copy, by the options in its manifest unless others are given, and
+        bring the manifest up to date."""
         from exporter.planning import parse_options
         from exporter.progress import NullProgress
         from exporter.targets import get_target
 
         artifact = Artifact.open(root)
         target = get_target(artifact.manifest.target)
-        parsed = parse_options(target, DEFAULTS.get(target.name, {}) | dict(options or {}))
-        shutil.rmtree(root / part_of(artifact.manifest.component(component.name)))
+        parsed = parse_options(target, artifact.manifest.options | dict(options or {}))
+        shutil.rmtree(root / folder_of(artifact.manifest.component(component.name)))
         with sharing_graphs():
             exported = target.export(component, parsed, root, NullProgress())
         old = artifact.manifest.component(component.name)
@@ -140,7 +150,7 @@ class Workshop:
             inputs=list(exported.inputs),
             outputs=list(exported.outputs),
             parameters=old.parameters,
-            dtype=parsed.dtype,
+            dtype=exported.dtype or parsed.dtype,
             details=dict(exported.details),
         )
         artifact.manifest.components = [record]
@@ -152,7 +162,7 @@ class Workshop:
         """The verifier's report of every component of an artifact, from its bytes on disk.
 
         Raises:
-            ArtifactError: The verifier refuses it.
+            InputError: The verifier refuses it.
         """
         from exporter.parity import verify
 
@@ -165,14 +175,14 @@ class Workshop:
             **(SETTINGS | settings),
         )
 
-    def judge(self, root: Path, *, bisect: bool = True) -> Outcome:
+    def judge(self, root: Path, *, bisect: bool = True, **settings: Any) -> Outcome:
         """What the verifier says, in short."""
         import time
 
         began = time.perf_counter()
         try:
-            report = self.verify(root, bisect=bisect)
-        except ArtifactError as error:
+            report = self.verify(root, bisect=bisect, **settings)
+        except InputError as error:
             return Outcome("REFUSED", True, None, None, error.message, time.perf_counter() - began)
         part = next((c for c in report.components if c.verdict == report.verdict), report.components[0])
         ratios = [c.worst.ratio for c in report.components if c.worst is not None]
@@ -185,32 +195,36 @@ class Workshop:
             seconds=time.perf_counter() - began,
         )
 
-    def report(self, component: str) -> tuple[Report, Path]:
+    def report(self, component: str, floors_from: str) -> tuple[Report, Path]:
         """The report of the honest artifact's component (cases and floors), and its folder of inputs."""
         from filelock import FileLock
 
         from exporter.parity import verify
 
-        folder = self.folder / f"floors-{component}"
-        if component not in self._honest:
-            with FileLock(self.folder / f"floors-{component}.lock"):
-                self._honest[component] = verify(
-                    self.honest(self.floors_from), components=[component], cache=self.truths,
+        folder = self.folder / f"floors-{floors_from}-{component}"
+        key = floors_from, component
+        if key not in self._honest:
+            with FileLock(self.folder / f"{folder.name}.lock"):
+                self._honest[key] = verify(
+                    self.honest(floors_from), components=[component], cache=self.truths,
                     report_dir=folder, **SETTINGS,
                 )  # fmt: skip
-        return self._honest[component], folder
+        return self._honest[key], folder
 
-    def cost(self, component: str, plant: Callable[[nn.Module], None]) -> Cost:
+    def cost(self, component: str, plant: Callable[[nn.Module], None], floors_from: str = "onnx") -> Cost:
         """The fault's effect in float64 PyTorch against the same limits, by formulas of this file's own.
 
         No runtime and no metric of the verifier takes part: only its inputs and its limits do.
+
+        Args:
+            floors_from: The format whose honest artifact lends these.
         """
         from safetensors.torch import load_file
 
         from exporter.parity.arithmetic import Reference
         from exporter.parity.verdict import METRICS, judge_metric, typical_floors
 
-        report, folder = self.report(component)
+        report, folder = self.report(component, floors_from)
         run = report.components[0].runs[0]
         inputs = load_file(folder / "inputs.safetensors")
         typical = typical_floors(run)
@@ -240,11 +254,6 @@ class Workshop:
         return Cost(floors, limits)
 
 
-def part_of(record: ComponentRecord) -> str:
-    """A component's folder in its artifact: a Core ML package is one itself."""
-    return record.entry if record.entry.endswith(".mlpackage") else record.name
-
-
 def rehash(root: Path) -> None:
     """Bring the manifest's hashes up to date, so that the byte check does not catch the fault first."""
     artifact = Artifact.open(root)
@@ -260,41 +269,67 @@ def edit_record(root: Path, **changes: Any) -> None:
     artifact.save()
 
 
+MAKERS = (
+    ("exporter.graph.capture", "fake_weights"),
+    ("exporter.targets.coreml.modules", "load_module"),
+    ("exporter.targets.torch_module", "prepare"),
+)
+"""The functions that give targets the module to capture."""
+
+
 @contextmanager
-def capturing(plant: Callable[[nn.Module], None] | None) -> Iterator[None]:
+def capturing(plant: Callable[[nn.Module], None]) -> Iterator[None]:
     """Inside, the exporter captures every module with a fault planted in it.
 
     Without the cache of graphs: it holds honest ones, and must not come to hold others.
+
+    Raises:
+        LookupError: No module was captured, nor a graph shared of one that was, so nothing was planted.
     """
     from importlib import import_module
 
     from exporter import cache
 
-    capture = import_module("exporter.graph.capture")
-    modules = import_module("exporter.targets.coreml.modules")
-    original, original_load = capture.fake_weights, modules.load_module
+    seen: list[nn.Module] = []
+    shared = _SHARED[0]
 
-    def fake_weights(module: nn.Module, dtype: Any) -> nn.Module:
-        changed = original(module, dtype)
-        if plant is not None:
-            plant(changed)
-        return changed
+    def faulty(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def made(*given: Any, **named: Any) -> nn.Module:
+            module = make(*given, **named)
+            if not any(module is one for one in seen):  # one maker may call another
+                seen.append(module)
+                plant(module)
+            return module
 
-    def load_module(component: Component) -> nn.Module:
-        changed = original_load(component)
-        if plant is not None:
-            plant(changed)
-        return changed
+        return made
 
-    capture.fake_weights, modules.load_module = fake_weights, load_module
+    originals = [getattr(import_module(where), name) for where, name in MAKERS]
+    swaps = [(original, faulty(original)) for original in originals]
+    for original, replaced in swaps:
+        _put(original, replaced)
     try:
         with cache.off():
             yield
     finally:
-        capture.fake_weights, modules.load_module = original, original_load
+        for original, replaced in swaps:
+            _put(replaced, original)
+    if not seen and _SHARED[0] == shared:
+        raise LookupError("no module was captured that a fault could be planted in")
+
+
+def _put(old: Any, new: Any) -> None:
+    """Replace a function in every module of exporter that holds it, whatever imported it by name."""
+    import sys
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("exporter"):
+            for attribute in [n for n, value in vars(module).items() if value is old]:
+                setattr(module, attribute, new)
 
 
 _GRAPHS: dict[tuple, Any] = {}
+_SHARED = [0]
+"""How often a graph was taken from there."""
 
 
 @contextmanager
@@ -314,6 +349,7 @@ def sharing_graphs(key: str | None = None) -> Iterator[None]:
     def build(component: Component, **options: Any) -> Any:
         named = tuple(sorted((n, str(v)) for n, v in options.items() if n != "progress"))
         wanted = (_KEY[-1] if _KEY else None, str(component.checkpoint.root), component.name, named)
+        _SHARED[0] += wanted in _GRAPHS
         if wanted not in _GRAPHS:
             while len(_GRAPHS) >= 8:
                 _GRAPHS.pop(next(iter(_GRAPHS)))

@@ -15,7 +15,7 @@ from exporter.pipeline import paint
 from exporter.targets import RunOptions
 from exporter.targets.coreml import CoremlTarget, load
 from tests.judge import judge
-from tests.mutation.coreml import blobs
+from tests.mutation.formats.coreml import blobs
 from tests.targets.coreml.conftest import Exported
 from tests.targets.coreml.inference import ct
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation.blob import Blob
+from tests.mutation.formats.base import Edit, Format, part, register
+from tests.mutation.formats.common import STORED
 
 SPEC = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
@@ -138,3 +140,41 @@ def reverse_outputs(spec: Any) -> None:
     turned = list(spec.description.output)[::-1]
     del spec.description.output[:]
     spec.description.output.extend(turned)
+
+
+def _graph(change: Callable[[Any], None]) -> Edit:
+    return lambda shop, root: edit(part(root), change)
+
+
+EDITS: dict[str, Edit] = STORED | {
+    "output-renamed": _graph(rename_output),
+    "output-extra": _graph(extra_output),
+    "output-missing": _graph(drop_output),
+    "output-order": _graph(reverse_outputs),
+    "output-exchanged": _graph(exchange_outputs),
+    "tanh-gelu": _graph(tanh),
+    "padding": _graph(pads),
+    "sin-cos": _graph(waves),
+}
+ONE_SIZE = "a package has one size, and says so"
+
+register(
+    Format(
+        "coreml",
+        "Core ML",
+        "coreml",
+        # By default it stores float16, which would hide small faults.
+        options={"dtype": "float32", "attention": "original"},
+        edits=EDITS,
+        blobs=blobs,
+        graph=(".mlmodel",),
+        honest=[
+            {"dtype": dtype, "attention": attention}
+            for dtype in ("float32", "float16")
+            for attention in ("original", "split_einsum", "split_einsum_v2")
+        ],
+        # The lookup of fixed positions is a constant there, so what it enters is the first value there is.
+        folded=frozenset({"positions"}),
+        excluded=dict.fromkeys(("baked", "baked-declared", "baked-picture"), ONE_SIZE),
+    )
+)
