@@ -44,6 +44,7 @@ class Conversion:
         report: The report's HTML page, if one was written.
         seconds: Wall time in all.
         verify_seconds: The part of it that verification took.
+        afterwards: What is left to be done on another system, line by line.
         resumed: Components an earlier, interrupted run had finished.
     """
 
@@ -54,6 +55,7 @@ class Conversion:
     seconds: float
     resumed: tuple[str, ...] = ()
     verify_seconds: float = 0.0
+    afterwards: tuple[str, ...] = ()
 
 
 def convert(
@@ -124,6 +126,7 @@ def convert(
         seconds=time.monotonic() - started,
         resumed=tuple(resumed),
         verify_seconds=verify_seconds,
+        afterwards=tuple(plan._target.afterwards(manifest)),
     )
 
 

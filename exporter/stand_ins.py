@@ -68,12 +68,38 @@ class ExportedTextEncoder(ExportedModule):
 
         values = self.call(self.runner, input_ids=input_ids)
         given = dict(zip((spec.name for spec in self.runner.outputs), values, strict=True))
-        states = tuple(v for n, v in given.items() if n.startswith("hidden_states."))
+        states = self._states(given)
         if options.get("output_hidden_states") and not states:
             raise UsageError("clip_skip needs the hidden states, which this artifact does not give.")
         kind: Any = CLIPTextModelOutput if "text_embeds" in given else BaseModelOutputWithPooling
         named = {n: v for n, v in given.items() if not n.startswith("hidden_states.")}
+        if "last_hidden_state" not in named and states:
+            # pipelines tell the two kinds of encoder by the rank of the first output; none reads this one
+            some = next(value for value in given.values() if value.dim() == 3)
+            named["last_hidden_state"] = torch.full_like(some, torch.nan)
         return kind(**named, hidden_states=states or None)
+
+    def _states(self, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The hidden states by their numbers; asking for one that the artifact does not have is an error."""
+        found = {
+            int(name.removeprefix("hidden_states.")): value
+            for name, value in given.items()
+            if name.startswith("hidden_states.")
+        }
+        if not found:
+            return ()
+        count = max(max(found), int(self.config.get("num_hidden_layers", 0))) + 1
+        return _States(found.get(number) for number in range(count))
+
+
+class _States(tuple):
+    """Hidden states, of which an artifact may have only some."""
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        if found is None:
+            raise UsageError("This artifact does not give that hidden state; leave out clip_skip.")
+        return found
 
 
 class ExportedUNet(ExportedModule):

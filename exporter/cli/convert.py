@@ -151,6 +151,7 @@ def _document(result: Conversion) -> dict[str, Any]:
         "report": result.report,
         "seconds": round(result.seconds, 3),
         "resumed": result.resumed,
+        "afterwards": result.afterwards,
         "bytes": sum(file.bytes for file in manifest.all_files()),
         "components": [
             {
@@ -210,3 +211,5 @@ def _show_result(console: Console, result: Conversion) -> None:
     if result.report is not None:
         page = result.report.with_suffix(".html")
         console.print(f"report: {page if page.is_file() else result.report}", soft_wrap=True)
+    for line in result.afterwards:
+        console.print(line, soft_wrap=True)

@@ -22,7 +22,7 @@ from exporter.parity.arithmetic import Tensors
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.architectures.base import Component
+    from exporter.architectures.base import Component, TensorSpec
     from exporter.checkpoints import Checkpoint
 
 Backend = Callable[[Tensors], Tensors]
@@ -138,9 +138,26 @@ class _Ports:
                 )
             self.calls.setdefault(name, []).append(Call(inputs, *self.where))
             outputs = self.open[name](inputs)
-            return _Outputs({spec.name: outputs[spec.name].float() for spec in component.outputs})
+            return _Outputs(
+                {
+                    spec.name: outputs[spec.name].float()
+                    if spec.name in outputs
+                    else absent(component, spec, inputs)
+                    for spec in component.outputs
+                }
+            )
 
         return call
+
+
+def absent(component: Component, spec: TensorSpec, inputs: Tensors) -> torch.Tensor:
+    """Stands for an output that the format does not have: NaN, so that a pipeline that reads it shows."""
+    sizes = {
+        dim: size
+        for given in component.inputs
+        for dim, size in zip(given.dims, inputs[given.name].shape, strict=True)
+    }
+    return torch.full([dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims], math.nan)
 
 
 class _Outputs(tuple):

@@ -37,12 +37,13 @@ SHARD = 1 << 28
 """Bytes of dequantised weights gathered before they are written."""
 CHUNK = 1 << 21
 """Weights compared at a time."""
-LABEL = re.compile(r"int(?P<bits>[48])_(?P<kind>a?sym)(?:_group(?P<group>\d+))?")
+LABEL = re.compile(r"int(?P<bits>[48])_(?P<kind>a?sym|narrow)(?:_group(?P<group>\d+))?")
+PALETTE = re.compile(r"palette(?P<bits>[1-8])")
 
 
 def is_quantised(record: ComponentRecord) -> bool:
-    """Whether the manifest says that the component's weights are integers."""
-    return record.dtype in ("int8", "int4")
+    """Whether the manifest says that the component's weights are integers, or places in palettes."""
+    return record.dtype in ("int8", "int4") or record.dtype.startswith("palette")
 
 
 def restore(
@@ -126,6 +127,9 @@ def restored(
 def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> WeightCheck | None:
     """How far a quantised weight is from the original, in steps, and how coarse its steps are.
 
+    Of a palette a step is twice the way to its nearest number, so that half a step is the nearest there too,
+    and its coarseness is by how much it has more numbers than its bits can name.
+
     Half a step is what rounding to nearest costs. At the first and last code a further half is granted, for
     values that were clipped. NaN anywhere gives NaN.
 
@@ -144,11 +148,14 @@ def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> Weight
         values, step, edge = (each[start : start + count] for each in mine)
         with np.errstate(all="ignore"):
             difference = np.abs(values - wanted)
-            steps = difference / step - 0.5 * edge
+            if weight.palette is not None:
+                step, edge = 2 * _way_to_nearest(weight.palette, wanted), np.zeros_like(edge)
+            # a weight that is met exactly is no step away, however small the step
+            steps = np.where(difference == 0, 0, difference / step - 0.5 * edge)
             noise += float(np.sum(np.square(difference, dtype=np.float64)))
             signal += float(np.sum(np.square(wanted, dtype=np.float64)))
             most = float(steps.max())  # NaN, where there is one
-            ratio = _coarseness(step, wanted, label)
+            ratio = _coarseness(step, wanted, label, weight.palette)
         if not (most <= worst):
             worst, place = most, start * flat.shape[1] + int(steps.argmax())
         coarse = ratio if not (ratio <= coarse) else coarse
@@ -160,8 +167,18 @@ def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> Weight
     return WeightCheck(name=weight.name, how=label, steps=worst, coarseness=coarse, index=index, sqnr_db=sqnr)
 
 
-def _coarseness(step: np.ndarray, original: np.ndarray, label: str) -> float:
+def _way_to_nearest(palette: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Distance of every number to the nearest of an ascending palette."""
+    place = np.searchsorted(palette, wanted)
+    below, above = palette[np.maximum(place - 1, 0)], palette[np.minimum(place, len(palette) - 1)]
+    return np.minimum(np.abs(wanted - below), np.abs(wanted - above))
+
+
+def _coarseness(step: np.ndarray, original: np.ndarray, label: str, palette: np.ndarray | None) -> float:
     """The largest step ÷ the step that the scheme gives the same weights."""
+    if palette is not None:
+        named = PALETTE.fullmatch(label)
+        return math.inf if named is None else len(palette) / 2 ** int(named["bits"])
     match = LABEL.fullmatch(label)
     if match is None:
         return math.inf
@@ -171,8 +188,9 @@ def _coarseness(step: np.ndarray, original: np.ndarray, label: str) -> float:
         return math.inf
     groups = original.reshape(rows, -1, group)
     bits = int(match["bits"])
-    if match["kind"] == "sym":
-        reach, codes = 2 * np.abs(groups).max(-1), 254 if bits == 8 else 16
+    if match["kind"] in ("sym", "narrow"):
+        narrow = bits == 8 or match["kind"] == "narrow"
+        reach, codes = 2 * np.abs(groups).max(-1), 2**bits - 2 if narrow else 2**bits
     else:
         reach, codes = np.maximum(groups.max(-1), 0) - np.minimum(groups.min(-1), 0), 2**bits - 1
     fine = np.where(reach == 0, np.inf, reach / codes)  # zeros alone have any step

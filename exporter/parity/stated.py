@@ -12,9 +12,20 @@ import math
 from exporter.parity.parts import Compression
 from exporter.parity.schema import ComponentReport, PipelineReport, Report
 
-STATED = {"int8": (25.0, 25.0), "int4": (12.0, 20.0)}
+STATED = {
+    "int8": (25.0, 25.0),
+    "int4": (12.0, 20.0),
+    "int4_narrow": (12.0, 15.0),
+    "palette8": (27.0, 20.0),
+    "palette6": (21.0, 18.0),
+    "palette4": (13.0, 12.0),
+    "palette2": (3.0, 8.0),
+    "palette1": (0.0, 5.0),
+}
 """Quantised weights by bits: least SQNR of an output and least PSNR of a picture, in dB, both against the
-unquantised model. How they were found is in the README of this folder."""
+unquantised model. How they were found is in the README of this folder. Of mixed palettes it is the limit of
+the palette with the most bits that is no better than their average."""
+MIXED = "palette-mixed"
 NEAREST = 0.501
 """Steps a quantised weight may be from the checkpoint's: one half is rounding to nearest, the rest is the
 rounding of this comparison in float32."""
@@ -57,7 +68,11 @@ def judge_compression(component: ComponentReport, min_sqnr: float | None) -> lis
 
 def stated(scheme: str, which: int) -> float:
     """The default limit of a scheme: 0 SQNR, 1 PSNR. An unknown scheme has the strictest."""
-    return STATED.get(scheme[:4], STATED["int8"])[which]
+    if scheme.startswith(MIXED):
+        average = float(scheme.removeprefix(MIXED))
+        bits = max(b for b in (1, 2, 4, 6, 8) if b <= max(average, 1))
+        return STATED[f"palette{bits}"][which]
+    return STATED.get(scheme, STATED.get(scheme[:4], STATED["int8"]))[which]
 
 
 def judge_pictures(pipeline: PipelineReport, limit: float) -> list[str]:

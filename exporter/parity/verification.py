@@ -280,12 +280,13 @@ class _Job:
             parameters=record.parameters,
             bytes=sum(f.bytes for f in record.files),
         )
-        component = next((c for c in self.components if c.name == record.name), None)
-        if component is None:
+        full = next((c for c in self.components if c.name == record.name), None)
+        if full is None:
             report.not_checked = (
                 f"{self.checkpoint.source} has no component {record.name!r} to judge it against"
             )
             return report, [], {}
+        component = self.target.shipped(full)
         report.class_name = component.class_name
         cases = captured(component, painted, self.settings.samples) if painted else synthetic(component)
         cases += untraced(component, cases, record.inputs)
@@ -299,8 +300,9 @@ class _Job:
         if is_quantised(record):
             originals = truths
             opened = Opened(self.target, self.artifact.root, record, "f32", self.threads, self.trust)
-            component = restore(component, record, opened, Path(self.scratch.name) / record.name, report)
-            self.judged[component.name] = component
+            full = restore(full, record, opened, Path(self.scratch.name) / record.name, report)
+            self.judged[full.name] = full
+            component = self.target.shipped(full)
             truths = evaluate(
                 component, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
             )
@@ -387,7 +389,7 @@ class _Job:
         from exporter.parity.bisect import bisect
         from exporter.parity.schema import Bisection
 
-        by_name = self.judged
+        by_name = {name: self.target.shipped(component) for name, component in self.judged.items()}
         for part in report.components:
             failed = [run.mode for run in part.runs if run.gates and run.verdict == "FAIL"]
             mode = failed[0] if failed else "graph"

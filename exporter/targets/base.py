@@ -70,12 +70,15 @@ class QuantisedWeight:
         values: What the runtime computes with, float32, in the parameter's shape.
         step: Distance between neighbouring codes, float32, of the same shape.
         edge: Where the code is the first or the last of its range: clipping may have moved the value.
+        palette: Of a weight whose codes are places in a table: its numbers, ascending. Step and edge then
+            say nothing.
     """
 
     name: str
     values: np.ndarray
     step: np.ndarray
     edge: np.ndarray
+    palette: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,13 @@ class Target(ABC):
 
         return [name for name in self.packages if find_spec(name) is None]
 
+    def shipped(self, component: Component) -> Component:
+        """The component with the outputs that this format has of it; most have all.
+
+        What a pipeline does not read, a format's clients may not want. `verify` judges what is left.
+        """
+        return component
+
     @abstractmethod
     def estimate(self, component: Component, options: Options) -> Estimate:
         """What exporting the component will take."""
@@ -292,6 +302,10 @@ class Target(ABC):
         """What belongs to an artifact and cannot be judged on this system: its path → why, and what to do.
         Each makes the verdict INCONCLUSIVE."""
         return {}
+
+    def afterwards(self, manifest: Manifest) -> list[str]:
+        """What is left to be done on another system, line by line; `convert` prints it."""
+        return []
 
     @abstractmethod
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
