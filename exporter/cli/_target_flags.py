@@ -65,6 +65,16 @@ COREML = [
         "--compute-units", metavar="UNITS",
         help="Where a Core ML package is meant to run: all, cpu_and_ne, cpu_and_gpu, cpu_only.",
     ),
+    click.option(
+        "--palettize", multiple=True, metavar="[PART=]BITS",
+        help="Core ML weights as palettes of 1, 2, 4, 6 or 8 bits, or mixed:4.5 for bits by measured "
+        "sensitivity; repeatable.",
+    ),
+    click.option(
+        "--quantize", multiple=True, metavar="[PART=]TYPE",
+        help="Core ML weights as int8, or from iOS18 on int4; repeatable.",
+    ),
+    click.option("--chunk", is_flag=True, help="Core ML: the UNet as two packages, for iPhone and iPad."),
 ]  # fmt: skip
 SAFETENSORS = [
     click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +29,11 @@ class CoremlTarget(Target):
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
     options_type: ClassVar[type[Options]] = CoremlOptions
 
+    def shipped(self, component: Component) -> Component:
+        from exporter.targets.coreml.layout import as_apple
+
+        return as_apple(component)
+
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.coreml.export import estimate
 
@@ -53,6 +59,17 @@ class CoremlTarget(Target):
         from exporter.targets.coreml.clients import apple, specification
 
         return [*apple(repo, manifest), *super().clients(repo, manifest), specification(repo)]
+
+    def afterwards(self, manifest: Manifest) -> list[str]:
+        compiled = [record.details.get("compiled", {}) for record in manifest.components]
+        commands = [str(c["command"]) for c in compiled if c.get("verdict") == "INCONCLUSIVE"]
+        if not commands or sys.platform == "darwin":
+            return []
+        lines = [line for command in commands for line in command.split(" && ")]
+        return [
+            "Swift opens compiled models, which a Mac with Xcode makes: sh Resources/compile.sh runs",
+            *lines,
+        ]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         from exporter.targets.coreml.runner import CoremlRunner

@@ -28,7 +28,8 @@ def apple(repo: str, manifest: Manifest) -> list[Client]:
     )
     clients = [Client("Swift (ml-stable-diffusion)", "", "sh", swift, system="macOS")]
     source = manifest.source.source
-    if not source.startswith("builtin:") and "/" in source:
+    chunked = bool(manifest.options.get("chunk"))  # the Python runner opens a UNet in one package only
+    if not source.startswith("builtin:") and "/" in source and not chunked:
         python = (
             f"{fetch}\n"
             f'python -m python_coreml_stable_diffusion.pipeline --prompt "{PROMPT}" -i model -o . '

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.architectures.base import Component, Size
+from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.artifact import TensorRecord
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent, Options, component_size
+from exporter.targets.coreml.chunks import second_of, split
 from exporter.targets.coreml.layout import (
     DESCRIPTIONS,
-    INPUTS,
-    OUTPUTS,
+    OUTPUTS_KEY,
     RESOURCES,
     Layout,
+    as_apple,
+    bindings,
+    is_xl_text,
     layout_of,
+    needs_float32,
     package_name,
 )
 from exporter.targets.coreml.modules import Captured, Leaving, capture, module_values, paths_of
@@ -39,8 +44,13 @@ DATE_KEY = "com.github.apple.coremltools.conversion_date"
 
 def estimate(component: Component, options: Options) -> Estimate:
     """Disk: the weights and the graph. Memory: coremltools holds the weights in float32, and the result."""
+    checked = options if isinstance(options, CoremlOptions) else CoremlOptions(**options.model_dump())
+    bits = 8 * ITEM_BYTES[for_component(component, checked).dtype]
+    scheme = checked.compression(component.name)
+    if scheme is not None:
+        bits = math.ceil(float(scheme.lstrip("abcdefghijklmnopqrstuvwxyz-")))
     return Estimate(
-        disk=component.parameters * ITEM_BYTES[options.dtype] + GRAPH_BYTES,
+        disk=component.parameters * bits // 8 + GRAPH_BYTES,
         memory=LIBRARIES + math.ceil(WEIGHT_COPIES * component.parameters * 4),
     )
 
@@ -56,6 +66,7 @@ def export(
     """
     from exporter.targets.coreml import frontend
 
+    component, options = as_apple(component), for_component(component, options)
     size = export_size(component, options)
     layout = layout_of(component, size, options.dtype)
     progress.start(f"{component.name}: tracing")
@@ -74,19 +85,64 @@ def export(
     entry = staging / package_name(model_id(component.checkpoint), component.name)
     files = frontend.save(model, entry)
     progress.done()
+    smaller = compressed(component, entry, options, progress)
+    if options.chunk and component.name == "unet":
+        entry, second = split(entry)
+        files = [file for part in (entry, second) for file in sorted(part.rglob("*")) if file.is_file()]
     return ExportedComponent(
         entry=entry,
         files=tuple(files),
-        inputs=tuple(_ours(component, component.inputs, size, INPUTS[component.name])),
-        outputs=tuple(_ours(component, component.outputs, size, OUTPUTS[component.name])),
+        inputs=tuple(_ours(component.inputs, size)),
+        outputs=tuple(_ours(component.outputs, size)),
         details={
             "precision_hint": "f32" if options.dtype == "float32" else "f16",
             "attention": options.attention if component.name == "unet" else "original",
             "deployment_target": options.deployment_target,
             "compute_units": options.compute_units,
-            "compiled": {"verdict": "INCONCLUSIVE", "command": compile_command(entry.name)},
+            "compiled": {"verdict": "INCONCLUSIVE", "command": commands(entry)},
+            **({"compression": smaller} if smaller else {}),
         },
+        dtype=stored_as(smaller) if smaller else options.dtype,
     )
+
+
+def compressed(
+    component: Component, entry: Path, options: CoremlOptions, progress: Progress
+) -> dict[str, Any] | None:
+    """Compress a saved package as the options say. Returns what the manifest keeps of it, None if nothing.
+
+    Raises:
+        CheckpointError: A weight cannot be compressed.
+    """
+    from exporter.targets.coreml import compression
+    from exporter.targets.coreml.sensitivity import mixture
+
+    scheme = options.compression(component.name)
+    if scheme is None:
+        return None
+    holds = compression.compressible(entry, component, options.dtype)
+    if not holds:
+        return None
+    if scheme.startswith(compression.MIXED):
+        average = float(scheme.removeprefix(compression.MIXED))
+        chosen, measured = mixture(component, options, holds, average, progress)
+    else:
+        chosen, measured = dict.fromkeys(holds, compression.How.of(scheme)), {}
+    compression.compress(entry, component, chosen, holds, options.dtype, progress)
+    return compression.described(scheme, chosen, holds, component, options.dtype) | measured
+
+
+def stored_as(smaller: dict[str, Any]) -> str:
+    """`palette6`, `int8`, or `palette-mixed`: what the manifest calls the dtype of the weights."""
+    scheme = str(smaller["scheme"])
+    return scheme.rstrip(".0123456789") if "mixed" in scheme else scheme.split("_")[0]
+
+
+def commands(entry: Path) -> str:
+    """What compiles a component's package or packages."""
+    second = second_of(entry)
+    names = [entry.name] if second is None else [entry.name, second.name]
+    return " && ".join(compile_command(name) for name in names)
 
 
 def export_size(component: Component, options: Options) -> Size:
@@ -183,12 +239,24 @@ def describe(model: Any, component: Component, layout: Layout, options: CoremlOp
     notes["exporter.component"] = component.name
     notes["exporter.attention"] = options.attention if component.name == "unet" else "original"
     notes["exporter.compute_units"] = options.compute_units
+    notes["exporter.version"] = version("exporter")
+    if checkpoint.revision:
+        notes["exporter.revision"] = checkpoint.revision
     notes["identifier"] = name
+    if is_xl_text(component.name, [spec.name for spec in component.outputs]):
+        _, outputs = bindings(component)
+        notes[OUTPUTS_KEY] = json.dumps({binding.name: binding.ours for binding in outputs})
 
 
-def _ours(component: Component, specs: Any, size: Size, bindings: Any) -> list[TensorRecord]:
+def for_component(component: Component, options: CoremlOptions) -> CoremlOptions:
+    """The options as they hold for one component: what float16 cannot compute is float32, and then not meant
+    for the Neural Engine, which has none."""
+    if options.dtype != "float16" or not needs_float32(component):
+        return options
+    units = "cpu_only" if options.compute_units == "cpu_only" else "cpu_and_gpu"
+    return options.model_copy(update={"dtype": "float32", "compute_units": units})
+
+
+def _ours(specs: Sequence[TensorSpec], size: Size) -> list[TensorRecord]:
     """The component's tensors at the package's one size."""
-    return [
-        TensorRecord(name=spec.name, dtype=spec.dtype, dims=list(spec.shape(size)))
-        for spec, _ in zip(specs, bindings, strict=True)
-    ]
+    return [TensorRecord(name=spec.name, dtype=spec.dtype, dims=list(spec.shape(size))) for spec in specs]

@@ -8,14 +8,17 @@ own (`architectures`) are the same thing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from exporter.architectures.base import Component, Size
 
 RESOURCES = "Resources"
@@ -23,6 +26,8 @@ RESOURCE_NAMES = {
     "text_encoder": "TextEncoder",
     "text_encoder_2": "TextEncoder2",
     "unet": "Unet",
+    "unet_chunk1": "UnetChunk1",
+    "unet_chunk2": "UnetChunk2",
     "vae_decoder": "VAEDecoder",
     "vae_encoder": "VAEEncoder",
 }
@@ -39,29 +44,41 @@ class Binding:
         half: Whether Apple's runners feed it as float16.
         form: How the two shapes differ: `same`, `text` ((b, s, c) ↔ (b, c, 1, s)) or `rows`
             (a scalar repeated for every row).
+        xl: Of SDXL only.
+        exact: A number to be taken as it is: rounding it asks another question.
     """
 
     name: str
     ours: str
     half: bool = False
     form: str = "same"
+    xl: bool = False
+    exact: bool = False
 
 
 INPUTS: dict[str, tuple[Binding, ...]] = {
     "text_encoder": (Binding("input_ids", "input_ids"),),
+    "text_encoder_2": (Binding("input_ids", "input_ids"),),
     "unet": (
         Binding("sample", "sample", half=True),
         Binding("timestep", "timestep", half=True, form="rows"),
         Binding("encoder_hidden_states", "encoder_hidden_states", half=True, form="text"),
+        Binding("text_embeds", "text_embeds", half=True, xl=True),
+        Binding("time_ids", "time_ids", half=True, xl=True, exact=True),
     ),
     "vae_decoder": (Binding("z", "latent_sample", half=True),),
     "vae_encoder": (Binding("x", "sample", half=True),),
 }
+HIDDEN = "hidden_embeds"
+"""What SDXL takes of a text encoder: the state before the last layer. Its number is in the package."""
+OUTPUTS_KEY = "exporter.outputs"
+"""In the package: Apple's name of an output → the component's, where it depends on the model."""
 OUTPUTS: dict[str, tuple[Binding, ...]] = {
     "text_encoder": (
         Binding("last_hidden_state", "last_hidden_state"),
         Binding("pooled_outputs", "pooler_output"),
     ),
+    "text_encoder_2": (Binding(HIDDEN, HIDDEN), Binding("pooled_outputs", "text_embeds")),
     "unet": (Binding("noise_pred", "out_sample"),),
     "vae_decoder": (Binding("image", "sample"),),
     "vae_encoder": (Binding("latent", "latent_parameters"),),
@@ -69,10 +86,13 @@ OUTPUTS: dict[str, tuple[Binding, ...]] = {
 DESCRIPTIONS = {
     "input_ids": "Token ids of the prompt, padded to the model's length, as float32.",
     "last_hidden_state": "The text, one vector for every token: encoder_hidden_states of the UNet.",
+    HIDDEN: "The text, one vector for every token, before the last layer.",
     "pooled_outputs": "The text as one vector: the state of the end-of-text token.",
     "sample": "Noisy latents of both rows of classifier-free guidance.",
     "timestep": "The scheduler's timestep, the same for every row.",
     "encoder_hidden_states": "Text of both rows (unconditional first) as (row, width, 1, token).",
+    "text_embeds": "Text of both rows as one vector: pooled_outputs of the second text encoder.",
+    "time_ids": "Of both rows: size of the original, crop, and target size or aesthetic score.",
     "noise_pred": "What the scheduler takes as the model's output for `sample`.",
     "z": "Latents, divided by the VAE's scaling factor.",
     "image": "The picture in [-1, 1].",
@@ -108,23 +128,82 @@ def layout_of(component: Component, size: Size, dtype: str) -> Layout:
     Raises:
         UnsupportedError: Apple's runners know no such component.
     """
+    inputs, outputs = bindings(component)
+    shapes = {spec.name: spec.shape(size) for spec in (*component.inputs, *component.outputs)}
+    rows = size.batch
+    return Layout(
+        tuple(
+            Feature(
+                b.name,
+                apple_shape(b, shapes[b.ours], rows),
+                "float16" if b.half and dtype == "float16" else "float32",
+            )
+            for b in inputs
+        ),
+        tuple(Feature(b.name, shapes[b.ours], "float32") for b in outputs),
+    )
+
+
+def bindings(component: Component) -> tuple[tuple[Binding, ...], tuple[Binding, ...]]:
+    """Inputs and outputs of a component (as `as_apple` gives it) under both names, in the component's order.
+
+    Raises:
+        UnsupportedError: Apple's runners know no such component, or have no name for one of its inputs.
+    """
     if component.name not in INPUTS:
         raise UnsupportedError(f"Apple's runners know no component {component.name!r}.")
-    shapes = {spec.name: spec.shape(size) for spec in component.inputs}
-    rows = size.batch
-    inputs = tuple(
-        Feature(
-            b.name,
-            apple_shape(b, shapes[b.ours], rows),
-            "float16" if b.half and dtype == "float16" else "float32",
+    known = {binding.ours: binding for binding in INPUTS[component.name]}
+    odd = [spec.name for spec in component.inputs if spec.name not in known]
+    if odd:
+        raise UnsupportedError(
+            f"Apple's runners give a {component.name} no {odd[0]!r}, which this model wants.",
+            hint="Convert it --to onnx or openvino.",
         )
-        for b in INPUTS[component.name]
-    )
-    outputs = tuple(
-        Feature(b.name, spec.shape(size), "float32")
-        for b, spec in zip(OUTPUTS[component.name], component.outputs, strict=True)
-    )
-    return Layout(inputs, outputs)
+    inputs = tuple(known[spec.name] for spec in component.inputs)
+    if is_xl_text(component.name, [spec.name for spec in component.outputs]):
+        hidden, pooled = component.outputs
+        return inputs, (Binding(HIDDEN, hidden.name), Binding("pooled_outputs", pooled.name))
+    outputs = {binding.ours: binding for binding in OUTPUTS[component.name]}
+    return inputs, tuple(outputs[spec.name] for spec in component.outputs)
+
+
+def is_xl_text(name: str, outputs: Sequence[str]) -> bool:
+    """Whether these are the outputs of a text encoder of SDXL."""
+    return name.startswith("text_encoder") and any(n.startswith(("hidden_states.", HIDDEN)) for n in outputs)
+
+
+def as_apple(component: Component) -> Component:
+    """The component with the outputs that Apple's packages have: of SDXL's text encoders the state before the
+    last layer and the pooled text, of all others every output."""
+    if not is_xl_text(component.name, [spec.name for spec in component.outputs]):
+        return component
+    names = [spec.name for spec in component.outputs]
+    states = [name for name in names if name.startswith("hidden_states.")]
+    if len(states) < 2:
+        return component
+    wanted = (states[-2], "text_embeds" if "text_embeds" in names else "pooler_output")
+    picked = [names.index(name) for name in wanted]
+    adapt = component.adapt
+
+    def only_these(inner: nn.Module) -> nn.Module:
+        module = adapt(inner)
+        forward = module.forward
+
+        def some(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            outputs = forward(*args, **kwargs)
+            return tuple(outputs[i] for i in picked)
+
+        module.forward = some
+        return module
+
+    return replace(component, outputs=tuple(component.outputs[i] for i in picked), adapt=only_these)
+
+
+def needs_float32(component: Component) -> bool:
+    """Whether a component's values leave float16's range: the autoencoder of SDXL, unless its config says
+    that it was mended (`force_upcast`). Apple's converter keeps it in float32 too."""
+    is_xl = "text_encoder_2" in component.checkpoint.component_classes
+    return is_xl and component.name.startswith("vae_") and bool(component.config.get("force_upcast", True))
 
 
 def apple_shape(binding: Binding, shape: tuple[int, ...], rows: int) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.targets.coreml.chunks import PARTS
 from exporter.targets.coreml.interpreter import ARRAY_TYPES
-from exporter.targets.coreml.layout import INPUTS, OUTPUTS
+from exporter.targets.coreml.layout import INPUTS, OUTPUTS, is_xl_text
 from exporter.targets.coreml.package import Package
 
 LATENT_CHANNELS = 4
@@ -29,12 +30,23 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """One of the packages of a UNet in two."""
+
+    file_name: str
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+
+
+@dataclass(frozen=True)
 class Subject:
     """What the rules look at.
 
     Attributes:
         half: Whether the arithmetic is float16, as far as the inputs tell: a float32 package takes
             float32 and is meant for proof, not for Apple's Python runner.
+        chunks: Of a UNet in two packages, each one's (file name, inputs, outputs); `inputs` are then those
+            of both that are not handed on, `outputs` the second's.
     """
 
     component: str
@@ -42,6 +54,7 @@ class Subject:
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     half: bool
+    chunks: tuple[Chunk, ...] = ()
 
 
 Rule = Callable[[Subject], list[str]]
@@ -53,18 +66,34 @@ def rule(function: Rule) -> Rule:
     return function
 
 
-def lint(package: Package, component: str) -> list[str]:
-    """Everything that a client would refuse, one sentence each; empty when there is nothing."""
-    description = package.spec.description
-    inputs = {f.name: _port(f) for f in description.input}
+def lint(package: Package, component: str, second: Package | None = None) -> list[str]:
+    """Everything that a client would refuse, one sentence each; empty when there is nothing.
+
+    Args:
+        second: The other package of a UNet in two.
+    """
+    chunks = [_chunk(part) for part in (package, second) if part is not None]
+    inputs, outputs = dict(chunks[0].inputs), chunks[-1].outputs
+    for chunk in chunks[1:]:
+        inputs |= {n: p for n, p in chunk.inputs.items() if n not in chunks[0].outputs and n not in inputs}
     subject = Subject(
         component,
         package.path.name,
         inputs,
-        {f.name: _port(f) for f in description.output},
+        outputs,
         half=any(port.dtype == "float16" for port in inputs.values()),
+        chunks=tuple(chunks) if second is not None else (),
     )
     return [f"Apple's runners: {fault}" for check in RULES for fault in check(subject)]
+
+
+def _chunk(package: Package) -> Chunk:
+    description = package.spec.description
+    return Chunk(
+        package.path.name,
+        {f.name: _port(f) for f in description.input},
+        {f.name: _port(f) for f in description.output},
+    )
 
 
 def _port(proto: Any) -> Port:
@@ -85,29 +114,34 @@ def _port(proto: Any) -> Port:
 def file_name(subject: Subject) -> list[str]:
     """`coreml_model._load_mlpackage` opens `Stable_Diffusion_version_{model}_{submodule}.mlpackage`, with
     every "/" of the model's name as "_", and raises FileNotFoundError for any other name."""
-    right = subject.file_name.startswith(PREFIXES) and subject.file_name.endswith(
-        f"_{subject.component}.mlpackage"
-    )
-    return (
-        []
-        if right
-        else [f"{subject.file_name} is not Stable_Diffusion_version_…_{subject.component}.mlpackage"]
-    )
+    names = [chunk.file_name for chunk in subject.chunks] or [subject.file_name]
+    endings = [f"_{subject.component}{part}.mlpackage" for part in (PARTS if subject.chunks else ("",))]
+    return [
+        f"{name} is not Stable_Diffusion_version_…{ending}"
+        for name, ending in zip(names, endings, strict=True)
+        if not (name.startswith(PREFIXES) and name.endswith(ending))
+    ]
 
 
 @rule
 def input_names(subject: Subject) -> list[str]:
     """`coreml_model.CoreMLModel._verify_inputs` raises ValueError for a name it does not expect, and
     `pipeline.py` passes these. `Unet.predictNoise` in Swift passes `sample`, `timestep` and
-    `encoder_hidden_states`; `TextEncoder` and `Decoder` take whatever input there is."""
-    return _names("input", [b.name for b in INPUTS[subject.component]], list(subject.inputs))
+    `encoder_hidden_states`, and for SDXL `text_embeds` and `time_ids`; `TextEncoder` and `Decoder` take
+    whatever input there is."""
+    known = INPUTS[subject.component]
+    xl = any(binding.xl and binding.name in subject.inputs for binding in known)
+    return _names("input", [b.name for b in known if xl or not b.xl], list(subject.inputs))
 
 
 @rule
 def output_names(subject: Subject) -> list[str]:
     """`pipeline.py` reads `last_hidden_state`, `noise_pred` and `image` by name, and
-    `TextEncoder.encode(ids:)` in Swift `last_hidden_state`."""
-    return _names("output", [b.name for b in OUTPUTS[subject.component]], list(subject.outputs))
+    `TextEncoder.encode(ids:)` in Swift `last_hidden_state`; for SDXL both read `hidden_embeds` and
+    `pooled_outputs` (`TextEncoderXL.encode(ids:)`)."""
+    xl = is_xl_text(subject.component, list(subject.outputs))
+    wanted = OUTPUTS["text_encoder_2" if xl else subject.component]
+    return _names("output", [b.name for b in wanted], list(subject.outputs))
 
 
 def _names(side: str, wanted: list[str], found: list[str]) -> list[str]:
@@ -146,7 +180,7 @@ def output_types(subject: Subject) -> list[str]:
     """`torch2coreml` declares every output float32; Swift reads `MLShapedArray<Float32>`."""
     return [
         f"output {port.name!r} is {port.dtype}, they read float32"
-        for port in subject.outputs.values()
+        for port in (subject.outputs | (subject.chunks[0].outputs if subject.chunks else {})).values()
         if port.dtype != "float32"
     ]
 
@@ -171,7 +205,9 @@ def shapes(subject: Subject) -> list[str]:
             lambda s: len(s) == 4 and s[0] == 2 and s[2] == 1,
             "[2, width, 1, tokens]",
         )
-    elif subject.component == "text_encoder":
+        expect("text_embeds", lambda s: len(s) == 2 and s[0] == 2, "[2, width]")
+        expect("time_ids", lambda s: s in ((2, 6), (2, 5)), "[2, 6], or [2, 5] for a refiner")
+    elif subject.component.startswith("text_encoder"):
         expect("input_ids", lambda s: len(s) == 2 and s[0] == 1, "[1, tokens]")
     elif subject.component == "vae_decoder":
         expect("z", lambda s: len(s) == 4 and s[0] == 1, "[1, channels, height, width]")
@@ -188,3 +224,41 @@ def encoder_is_static(subject: Subject) -> list[str]:
     if subject.component == "vae_encoder" and port is not None and port.flexible:
         return ["the vae_encoder has more than one size; Swift reads one"]
     return []
+
+
+@rule
+def first_chunk(subject: Subject) -> list[str]:
+    """`Unet.latentSampleShape` in Swift asks the first model for its input `sample`, and for XL
+    `latentTimeIdShape` for `time_ids`; both are unwrapped by force."""
+    return [
+        f"the first chunk has no input {name!r}, whose shape Swift asks it for"
+        for name in ("sample", "time_ids")
+        if subject.chunks and name in subject.inputs and name not in subject.chunks[0].inputs
+    ]
+
+
+@rule
+def handed_on(subject: Subject) -> list[str]:
+    """`Array<ManagedMLModel>.predictions` in Swift gives the second model what the first gives and what the
+    first was given, by name: each input of the second is one of these, with the same type and shape."""
+    if not subject.chunks:
+        return []
+    first, second = subject.chunks
+    faults = [
+        f"the second chunk does not take {name!r}, which the first gives"
+        for name in first.outputs
+        if name not in second.inputs
+    ]
+    for name, port in first.outputs.items():
+        taken = second.inputs.get(name)
+        if taken is not None and (taken.dtype, taken.shapes) != (port.dtype, port.shapes):
+            faults.append(
+                f"the first chunk gives {name!r} as {port.dtype} {list(port.shapes[0])}, the second takes "
+                f"{taken.dtype} {list(taken.shapes[0])}"
+            )
+    known = [binding.name for binding in INPUTS[subject.component]]
+    return faults + [
+        f"the second chunk wants {name!r}, which nobody gives it"
+        for name in second.inputs
+        if name not in first.outputs and name not in known
+    ]

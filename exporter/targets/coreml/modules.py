@@ -49,6 +49,26 @@ class AppleUNet(AppleModule):
         return self.component(sample=sample, timestep=timestep, encoder_hidden_states=text)
 
 
+class AppleXlUNet(AppleModule):
+    """SDXL's: also `text_embeds` (2, width) and `time_ids` (2, numbers)."""
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        return self.component(
+            sample=sample,
+            timestep=timestep,
+            encoder_hidden_states=encoder_hidden_states.squeeze(2).transpose(1, 2),
+            text_embeds=text_embeds,
+            time_ids=time_ids,
+        )
+
+
 class AppleVae(AppleModule):
     """One tensor in (`z` or `x`), one out."""
 
@@ -58,6 +78,7 @@ class AppleVae(AppleModule):
 
 MODULES: dict[str, type[AppleModule]] = {
     "text_encoder": AppleTextEncoder,
+    "text_encoder_2": AppleTextEncoder,
     "unet": AppleUNet,
     "vae_decoder": AppleVae,
     "vae_encoder": AppleVae,
@@ -89,6 +110,8 @@ def capture(component: Component, layout: Layout, attention: Attention) -> Captu
         UnsupportedError: There is no Apple form of it, or torch cannot trace it.
     """
     kind = MODULES.get(component.name)
+    if kind is AppleUNet and len(layout.inputs) > 3:
+        kind = AppleXlUNet
     if kind is None:
         raise UnsupportedError(f"Core ML export knows no component {component.name!r}.")
     module = load_module(component)

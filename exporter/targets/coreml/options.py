@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from exporter.targets.base import Dtype, Options
 from exporter.targets.coreml.attention import Attention
+from exporter.targets.coreml.layout import INPUTS
+from exporter.targets.coreml.palettes import PALETTE_BITS, Integer
 
 DeploymentTarget = Literal["iOS16", "iOS17", "iOS18", "iOS26", "macOS13", "macOS14", "macOS15", "macOS26"]
 ComputeUnits = Literal["all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"]
+BEFORE_18 = ("iOS16", "iOS17", "macOS13", "macOS14")
+"""Deployment targets whose operators know no four-bit integers, no blocks, and no second function."""
+ALL = "all"
+MIXED = "mixed:"
 
 
 class CoremlOptions(Options):
@@ -25,15 +32,103 @@ class CoremlOptions(Options):
             large pictures, `original` the GPU.
         compute_units: Where the package is meant to run; recorded, and used on macOS.
         deployment_target: The oldest system that must open it.
+        palettize: Component (`all` is every other) → bits of its weights' palettes, `1` to `8`, or
+            `mixed:AVERAGE`: bits by measured sensitivity.
+        quantize: Component (`all` is every other) → `int8` or `int4`.
+        chunk: The UNet as two packages of about the same size.
     """
 
     dtype: Dtype = "float16"
     attention: Attention = "split_einsum"
     compute_units: ComputeUnits = "all"
     deployment_target: DeploymentTarget = "iOS16"
+    palettize: dict[str, str] = Field(default_factory=dict)
+    quantize: dict[str, str] = Field(default_factory=dict)
+    chunk: bool = False
+
+    @field_validator("palettize", "quantize", mode="before")
+    @classmethod
+    def _by_component(cls, value: Any) -> Any:
+        """`6` or `unet=6`, once or more often, as a mapping."""
+        if isinstance(value, Mapping):
+            found = {str(name): str(how) for name, how in value.items()}
+        else:
+            given = [value] if isinstance(value, str | int) else value
+            if not isinstance(given, Iterable):
+                return value
+            found = {}
+            for item in map(str, given):
+                name, _, how = item.rpartition("=")
+                name = name or ALL
+                if name in found:
+                    raise ValueError(f"{name} is given twice")
+                found[name] = how
+        for name in found:
+            if name != ALL and name not in INPUTS:
+                raise ValueError(f"there is no component {name!r}; there are: {', '.join(INPUTS)}")
+        return found
+
+    @field_validator("palettize")
+    @classmethod
+    def _known_bits(cls, value: dict[str, str]) -> dict[str, str]:
+        for how in value.values():
+            if how.startswith(MIXED):
+                average_bits(how)
+            elif how not in map(str, PALETTE_BITS):
+                known = ", ".join(map(str, PALETTE_BITS))
+                raise ValueError(f"a palette has {known} bits, or {MIXED}4.5 on average; not {how!r}")
+        return value
+
+    @field_validator("quantize")
+    @classmethod
+    def _known_integers(cls, value: dict[str, str]) -> dict[str, str]:
+        for how in value.values():
+            if how not in get_args(Integer):
+                raise ValueError(f"weights are quantised to {' or '.join(get_args(Integer))}, not {how!r}")
+        return value
 
     @model_validator(mode="after")
     def _one_picture(self) -> CoremlOptions:
         if self.static is not None and self.static[0] != 1:
             raise ValueError(f"Apple's runners take one picture at a time, not {self.static[0]}: use 1xHxW")
         return self
+
+    @model_validator(mode="after")
+    def _one_way_to_compress(self) -> CoremlOptions:
+        both = sorted(set(self.palettize) & set(self.quantize))
+        if both:
+            raise ValueError(f"palettize and quantize are both given for {both[0]}; choose one")
+        if "int4" in self.quantize.values() and self.deployment_target in BEFORE_18:
+            raise ValueError(
+                f"int4 needs --deployment-target iOS18, macOS15 or later, not {self.deployment_target}"
+            )
+        return self
+
+    def compression(self, component: str) -> str | None:
+        """How a component's weights are compressed: `palette6`, `palette-mixed4.5`, `int8`; None: not at all.
+
+        What is given for the component by its name comes before what is given for all.
+        """
+        for name in (component, ALL):
+            if name in self.palettize:
+                how = self.palettize[name]
+                return f"palette-mixed{average_bits(how):g}" if how.startswith(MIXED) else f"palette{how}"
+            if name in self.quantize:
+                return self.quantize[name]
+        return None
+
+
+def average_bits(how: str) -> float:
+    """The number of `mixed:4.5`.
+
+    Raises:
+        ValueError: It is none, or not one that a mixture of palettes can have.
+    """
+    text = how.removeprefix(MIXED)
+    try:
+        average = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no average number of bits; try {MIXED}4.5") from None
+    if not PALETTE_BITS[0] <= average <= PALETTE_BITS[-1]:
+        raise ValueError(f"an average of {text} bits lies outside {PALETTE_BITS[0]} to {PALETTE_BITS[-1]}")
+    return average

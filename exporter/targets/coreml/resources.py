@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.targets.coreml.chunks import PARTS
 from exporter.targets.coreml.export import compile_command, model_id
 from exporter.targets.coreml.layout import RESOURCE_NAMES, RESOURCES, package_name
 from exporter.targets.coreml.native import compiled_models, has_core_ml
@@ -32,11 +33,14 @@ def write_resources(checkpoint: Checkpoint, components: Sequence[Component], sta
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name in TOKENIZER_FILES:
-        source = checkpoint.root / "tokenizer" / name
-        if source.is_file():
+        # of SDXL's two tokenizers only the padding differs, which Swift knows; a refiner has the second one
+        folders = [checkpoint.root / folder / name for folder in ("tokenizer", "tokenizer_2")]
+        source = next((path for path in folders if path.is_file()), None)
+        if source is not None:
             files.append(Path(shutil.copyfile(source, folder / name)))
     script = folder / SCRIPT
-    script.write_text(compile_script(model_id(checkpoint), [c.name for c in components]), encoding="utf-8")
+    names = list(packages_in(staging, model_id(checkpoint), [c.name for c in components]))
+    script.write_text(compile_script(model_id(checkpoint), names), encoding="utf-8")
     files.append(script)
     if has_core_ml():
         subprocess.run(["/bin/sh", str(script)], check=True)
@@ -45,14 +49,25 @@ def write_resources(checkpoint: Checkpoint, components: Sequence[Component], sta
     return files
 
 
-def compile_script(model: str, components: Sequence[str]) -> str:
+def packages_in(staging: Path, model: str, components: Sequence[str]) -> Iterator[str]:
+    """What the packages of these components end in: a chunked UNet has two."""
+    for name in components:
+        parts = [f"{name}{part}" for part in PARTS]
+        chunked = (staging / package_name(model, parts[0])).is_dir()
+        yield from parts if chunked else (name,)
+
+
+def compile_script(model: str, names: Sequence[str]) -> str:
     """A shell script for a Mac with Xcode: compiles each package under the name that Swift looks for.
+
+    Args:
+        names: What the packages' names end in (`unet`, `unet_chunk1` …).
 
     `ResourceURLs` in apple/ml-stable-diffusion names them; the compiler names its output after the
     package, so it is renamed.
     """
     lines = ["#!/bin/sh", "# Needs a Mac with Xcode. Run it anywhere.", "set -e", 'cd "$(dirname "$0")/.."']
-    for name in components:
+    for name in names:
         package = package_name(model, name)
         compiled = package.removesuffix(".mlpackage") + ".mlmodelc"
         if name in RESOURCE_NAMES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,13 +11,14 @@ import numpy as np
 
 from exporter.artifact import TensorRecord
 from exporter.errors import ArtifactError, BackendMissing, UsageError
-from exporter.targets.base import Peak, Runner, RunOptions
+from exporter.targets.base import Peak, QuantisedWeight, Runner, RunOptions
+from exporter.targets.coreml.chained import Chained, ChainedCoreMl, packages
 from exporter.targets.coreml.export import MODULES_KEY, OWNERS_KEY
 from exporter.targets.coreml.interpreter import Feature, Mode, Model
 from exporter.targets.coreml.interpreter.peaks import LARGEST_HALF, Peaks
-from exporter.targets.coreml.layout import INPUTS, OUTPUTS, Binding, our_shape, to_apple
+from exporter.targets.coreml.layout import INPUTS, OUTPUTS, OUTPUTS_KEY, Binding, our_shape, to_apple
 from exporter.targets.coreml.native import CoreMl, use_core_ml
-from exporter.targets.coreml.package import COMPILED, Package, open_package
+from exporter.targets.coreml.package import COMPILED, Package
 
 
 class Backend(Protocol):
@@ -59,22 +60,32 @@ class CoremlRunner(Runner):
                 hint="Give the .mlpackage it was compiled from.",
             )
         self.path, self.component = path, component
-        package = open_package(path)
+        parts = packages(path)
+        package = parts[0]
         stored = weight_dtype(package)
         half = stored == "float16" and options.precision_hint != "f32"
         self.precision = "float16" if half else "float32"
         self.weights = stored
         native = use_core_ml(options)
         mode: Mode = "emulate" if half else "unrounded" if stored == "float16" else "exact"
-        self._model = Model(package, mode)
-        self._backend: Backend = (
-            CoreMl(package, component, options) if native and (half or stored == "float32") else self._model
-        )
-        self._modules = module_map(package, self._model)
-        self._owners = owner_map(package)
+        self._parts = parts
+        models = [Model(part, mode) for part in parts]
+        self._model: Model | Chained = models[0] if len(models) == 1 else Chained(*models)
+        self._backend: Backend = self._model
+        if native and (half or stored == "float32"):
+            self._backend = (
+                CoreMl(package, component, options)
+                if len(parts) == 1
+                else ChainedCoreMl(parts, component, options)
+            )
+        self._modules: dict[str, tuple[str, str]] = {}
+        self._owners: dict[str, str] = {}
+        for part in parts:
+            self._modules |= module_map(part, self._model)
+            self._owners |= owner_map(part)
         self._peaks = Peaks() if options.peaks else None
         self._inputs = bound(self._model.inputs, INPUTS[component])
-        self._outputs = bound(self._model.outputs, OUTPUTS[component])
+        self._outputs = bound(self._model.outputs, output_bindings(parts[-1], component))
         self.inputs = tuple(record(f, b, is_input=True) for f, b in self._inputs)
         self.outputs = tuple(record(f, b, is_input=False) for f, b in self._outputs)
 
@@ -146,10 +157,15 @@ class CoremlRunner(Runner):
             for found in noted
         ]
 
+    def quantised(self) -> Iterator[QuantisedWeight]:
+        from exporter.targets.coreml.quantised import quantised
+
+        return quantised(self._parts)
+
     def client_faults(self) -> list[str]:
         from exporter.targets.coreml.lint import lint
 
-        return lint(self._model.package, self.component)
+        return lint(self._parts[0], self.component, *self._parts[1:])
 
     def _apple(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Checked, and under Apple's names."""
@@ -167,6 +183,8 @@ class CoremlRunner(Runner):
             if list(array.shape) != spec.dims:
                 raise RuntimeError(f"input {name!r} is baked as {spec.dims}, got {list(array.shape)}")
             shaped = to_apple(binding, array, feature.shape) if binding else array
+            if binding is not None and binding.exact and feature.dtype == "float16":
+                refuse_rounded(name, array)
             wanted = (
                 "float32" if self.precision == "float32" and feature.dtype == "float16" else feature.dtype
             )
@@ -178,6 +196,17 @@ class CoremlRunner(Runner):
             binding.ours if binding else feature.name: outputs[feature.name]
             for feature, binding in self._outputs
         }
+
+
+def refuse_rounded(name: str, array: np.ndarray) -> None:
+    """
+    Raises:
+        ValueError: A number that must arrive as it is does not fit float16.
+    """
+    held = array.astype(np.float16).astype(array.dtype)
+    if not np.array_equal(held, array):
+        odd = array[held != array][0]
+        raise ValueError(f"{name} {odd:g} cannot be given as float16, which Apple's runners use")
 
 
 def weight_dtype(package: Package) -> str:
@@ -194,7 +223,7 @@ def weight_dtype(package: Package) -> str:
     return "float16" if counts["float16"] > counts["float32"] else "float32"
 
 
-def module_map(package: Package, model: Model) -> dict[str, tuple[str, str]]:
+def module_map(package: Package, model: Model | Chained) -> dict[str, tuple[str, str]]:
     """Module path → (value, layout), as the export noted it, for values that the program makes."""
     try:
         noted: Any = json.loads(package.metadata.get(MODULES_KEY, "{}"))
@@ -219,11 +248,23 @@ def owner_map(package: Package) -> dict[str, str]:
         return {}
 
 
+def output_bindings(package: Package, component: str) -> tuple[Binding, ...]:
+    """The outputs' two names; where they depend on the model, as the export noted them."""
+    try:
+        noted: Any = json.loads(package.metadata.get(OUTPUTS_KEY, "{}"))
+    except (ValueError, RecursionError):
+        noted = {}
+    if not isinstance(noted, dict) or not noted:
+        return OUTPUTS[component]
+    return tuple(Binding(str(name), str(ours)) for name, ours in noted.items())
+
+
 def bound(features: Sequence[Feature], bindings: Sequence[Binding]) -> list[tuple[Feature, Binding | None]]:
     """Every feature of the file with what it is called here; in the component's order where all are known."""
     by_name = {binding.name: binding for binding in bindings}
-    found = [(feature, by_name.get(feature.name)) for feature in features]
-    return found
+    order = {name: place for place, name in enumerate(by_name)}
+    ordered = sorted(features, key=lambda feature: order.get(feature.name, len(order)))
+    return [(feature, by_name.get(feature.name)) for feature in ordered]
 
 
 def record(feature: Feature, binding: Binding | None, *, is_input: bool) -> TensorRecord:

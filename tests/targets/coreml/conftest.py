@@ -57,7 +57,7 @@ def export(source: Path, root: Path, names: tuple[str, ...] = NAMES, **options: 
             inputs=list(result.inputs),
             outputs=list(result.outputs),
             parameters=component.parameters,
-            dtype=parsed.dtype,
+            dtype=result.dtype or parsed.dtype,
             details=dict(result.details),
         )
     shared = target.finish(checkpoint, list(components.values()), parsed, root)

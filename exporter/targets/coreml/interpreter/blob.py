@@ -23,6 +23,8 @@ DTYPES = {
     1: "float16", 2: "float32", 3: "uint8", 4: "int8", 5: "bfloat16", 6: "int16", 7: "uint16",
     8: "int4", 9: "uint1", 10: "uint2", 11: "uint4", 12: "uint3", 13: "uint6", 14: "int32", 15: "uint32",
 }  # fmt: skip
+STORED = {"bfloat16": "uint16"}
+"""numpy knows no bfloat16."""
 BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
 
 
@@ -58,19 +60,7 @@ class BlobFile:
         Raises:
             ArtifactError: The record lies outside the file, or disagrees with the model.
         """
-        if offset < RECORD_BYTES or offset + RECORD_BYTES > self.size:
-            raise ArtifactError(
-                f"{what} is said to lie at byte {offset} of {self.path.name}, which has {self.size}.",
-                hint="The weight file was cut off or belongs to another model; convert again.",
-            )
-        sentinel, code, size, start, _ = RECORD.unpack(self._bytes[offset : offset + RECORD.size].tobytes())
-        if sentinel != SENTINEL:
-            raise ArtifactError(f"{what}: there is no tensor at byte {offset} of {self.path.name}.")
-        if start + size > self.size:
-            raise ArtifactError(
-                f"{what} is said to end at byte {start + size} of {self.path.name}, which has {self.size}.",
-                hint="The weight file was cut off or belongs to another model; convert again.",
-            )
+        code, start, size, _ = self._record(offset, what)
         if DTYPES.get(code) != dtype:
             raise ArtifactError(
                 f"{what} is {DTYPES.get(code, f'of the unknown type {code}')} in {self.path.name}, "
@@ -82,12 +72,43 @@ class BlobFile:
             if size != needed:
                 raise ArtifactError(f"{what} has {size} bytes in {self.path.name}, {needed} expected.")
             return unpack(raw, dtype, count)
-        kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+        kind = np.dtype(STORED.get(dtype, dtype))
         if size != count * kind.itemsize:
             raise ArtifactError(
                 f"{what} has {size} bytes in {self.path.name}, {count * kind.itemsize} expected."
             )
         return raw.view(kind)
+
+    def raw(self, offset: int, what: str) -> tuple[np.ndarray, str, int]:
+        """One tensor as it lies there: its bytes, the name of its dtype, and how many numbers it holds.
+
+        Raises:
+            ArtifactError: The record lies outside the file, or its type is unknown.
+        """
+        code, start, size, unused = self._record(offset, what)
+        dtype = DTYPES.get(code)
+        if dtype is None:
+            raise ArtifactError(f"{what} is of the unknown type {code} in {self.path.name}.")
+        width = BITS[dtype] if dtype in BITS else 8 * np.dtype(STORED.get(dtype, dtype)).itemsize
+        return self._bytes[start : start + size], dtype, (size * 8 - unused) // width
+
+    def _record(self, offset: int, what: str) -> tuple[int, int, int, int]:
+        """Code of the dtype, start and bytes of the data, bits at its end that belong to no number."""
+        if offset < RECORD_BYTES or offset + RECORD_BYTES > self.size:
+            raise ArtifactError(
+                f"{what} is said to lie at byte {offset} of {self.path.name}, which has {self.size}.",
+                hint="The weight file was cut off or belongs to another model; convert again.",
+            )
+        head = self._bytes[offset : offset + RECORD.size].tobytes()
+        sentinel, code, size, start, unused = RECORD.unpack(head)
+        if sentinel != SENTINEL:
+            raise ArtifactError(f"{what}: there is no tensor at byte {offset} of {self.path.name}.")
+        if start + size > self.size:
+            raise ArtifactError(
+                f"{what} is said to end at byte {start + size} of {self.path.name}, which has {self.size}.",
+                hint="The weight file was cut off or belongs to another model; convert again.",
+            )
+        return code, start, size, unused
 
 
 def unpack(raw: np.ndarray, dtype: str, count: int) -> np.ndarray:
