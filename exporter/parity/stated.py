@@ -15,6 +15,7 @@ from exporter.parity.schema import ComponentReport, PipelineReport, Report
 STATED = {
     "int8": (25.0, 25.0),
     "int4": (12.0, 20.0),
+    "int4_narrow": (12.0, 15.0),
     "palette8": (27.0, 20.0),
     "palette6": (21.0, 18.0),
     "palette4": (13.0, 12.0),

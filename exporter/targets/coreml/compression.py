@@ -234,7 +234,7 @@ def described(
         for key in holds[name]
     }
     return {
-        "scheme": scheme,
+        "scheme": {"int8": "int8_sym", "int4": "int4_narrow"}.get(scheme, scheme),
         "rest": dtype,
         "weights": dict(sorted(weights.items())),
         "counts": dict(sorted(Counter(weights.values()).items())),

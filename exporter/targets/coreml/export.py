@@ -134,7 +134,8 @@ def compressed(
 
 def stored_as(smaller: dict[str, Any]) -> str:
     """`palette6`, `int8`, or `palette-mixed`: what the manifest calls the dtype of the weights."""
-    return str(smaller["scheme"]).rstrip(".0123456789") if "mixed" in smaller["scheme"] else smaller["scheme"]
+    scheme = str(smaller["scheme"])
+    return scheme.rstrip(".0123456789") if "mixed" in scheme else scheme.split("_")[0]
 
 
 def commands(entry: Path) -> str:
