@@ -58,7 +58,8 @@ def export(
     from exporter import graph
 
     def place(further: Static | None = None) -> Path:
-        return staging / model_path(component.name, options.naming, options.dtype, further)
+        name = model_path(component.name, options.naming, options.dtype, further, options.weights)
+        return staging / name
 
     shared = graph.SharedData(f"{place().name}_data")
     written: dict[tuple[tuple[int, ...], ...], tuple[graph.Graph, Path]] = {}

@@ -20,19 +20,26 @@ if TYPE_CHECKING:
 
 Naming = Literal["diffusers", "transformers.js"]
 FOLDER = "onnx"
-SUFFIXES = {"float32": "", "float16": "_fp16"}
+SUFFIXES = {
+    ("float32", None): "", ("float16", None): "_fp16",
+    ("float32", "int8"): "_quantized", ("float16", "int8"): "_quantized",
+    ("float32", "int4"): "_q4", ("float16", "int4"): "_q4f16",
+}  # fmt: skip
 
 
-def model_path(component: str, naming: Naming, dtype: str, further: Static | None = None) -> Path:
+def model_path(
+    component: str, naming: Naming, dtype: str, further: Static | None = None, weights: str | None = None
+) -> Path:
     """The graph file of a component, relative to the artifact.
 
     Args:
+        weights: The integers that weights were asked to be stored as, if any.
         further: A size after the first, where several were baked.
     """
     size = f"_{size_text(further)}" if further is not None else ""
     if naming == "diffusers":
         return Path(component) / f"model{size}.onnx"
-    return Path(FOLDER) / f"{component}{size}{SUFFIXES[dtype]}.onnx"
+    return Path(FOLDER) / f"{component}{size}{SUFFIXES[dtype, weights]}.onnx"
 
 
 def write_web_config(staging: Path, components: Sequence[Component], pipeline_class: str) -> Path:

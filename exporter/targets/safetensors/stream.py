@@ -121,7 +121,7 @@ def _copy(out: int, source: StoredTensor) -> None:
     """The bytes as they are, through a buffer that stays in the processor's cache.
 
     No file system can share these bytes instead of copying them, for tensors do not begin where its blocks
-    do; so there is nothing to gain from `copy_file_range`.
+    do; `copy_file_range` would copy them too, inside the kernel.
     """
     left = source.nbytes
     buffer = memoryview(bytearray(min(BUFFER, left)))

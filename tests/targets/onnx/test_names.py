@@ -39,6 +39,18 @@ def test_an_artifact_for_transformers_js(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "weights", "name"),
+    [
+        ("float32", "int8", "unet_quantized.onnx"),
+        ("float32", "int4", "unet_q4.onnx"),
+        ("float16", "int4", "unet_q4f16.onnx"),
+    ],
+)
+def test_names_of_integer_weights(dtype: str, weights: str, name: str) -> None:
+    assert model_path("unet", "transformers.js", dtype, weights=weights).name == name
+
+
+@pytest.mark.parametrize(
     ("naming", "dtype", "further", "path"),
     [
         ("diffusers", "float16", None, "unet/model.onnx"),
