@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from tests.mutation import honest
 from tests.mutation.blob import Blob
 from tests.mutation.catalogue import BY_NAME, CATALOGUE
 from tests.mutation.faults import CaptureFault
@@ -45,6 +46,13 @@ def test_the_honest_artifact_passes(shop: Workshop, target: str) -> None:
     outcome = shop.judge(shop.honest(target), trust=False)
     assert outcome.verdict == "PASS", outcome.reason
     assert outcome.ratio is not None and 0 < outcome.ratio <= 1
+
+
+def test_a_safetensors_artifact_of_one_component_passes(tmp_path: Path) -> None:
+    """Its index names that one alone; what the family needs besides is known by the configs beside it."""
+    rows = list(honest.run(tmp_path, plan(["safetensors"])[:4]))
+    assert {row.component for row in rows} == set(honest.COMPONENTS)
+    assert [row.verdict for row in rows] == ["PASS"] * 4, [row.reason for row in rows]
 
 
 @pytest.mark.parametrize(("target", "name"), made(FAST))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,12 +135,29 @@ def find_component(root: Path, record: ComponentRecord) -> Component:
     from exporter.checkpoints import resolve
 
     checkpoint = resolve(root, variant=record.details.get("variant"))
+    # An artifact of some components only keeps the others' configs, but not their place in its index.
+    more = {n: c for n, c in _left_out(root).items() if n not in checkpoint.component_classes}
+    checkpoint = replace(checkpoint, index={**checkpoint.index, **more})
     for component in components_of(checkpoint):
         if component.name == record.name:
             # The loaders below trust a file's header; this reader does not.
             checkpoint.stored(component.folder)
             return component
     raise CheckpointError(f"{root} describes no component {record.name!r}.")
+
+
+def _left_out(root: Path) -> dict[str, list[str]]:
+    """Folder → library and class of everything that has a config, by what the config says."""
+    from exporter.checkpoints.checkpoint import read_json
+
+    found = {}
+    for path in sorted(root.glob("*/config.json")):
+        config = read_json(path)
+        if "_class_name" in config:
+            found[path.parent.name] = ["diffusers", str(config["_class_name"])]
+        elif config.get("architectures"):
+            found[path.parent.name] = ["transformers", str(config["architectures"][0])]
+    return found
 
 
 def load_inner(component: Component, variant: str | None, dtype: torch.dtype) -> torch.nn.Module:

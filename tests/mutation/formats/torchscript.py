@@ -224,7 +224,7 @@ def fixed(shop: Workshop, root: Path) -> None:
     )
 
 
-RETURNED = r"return \((\w+),\)"
+RETURNED = r"return \((.+),\)"
 PAIR = r"return \((\w+), (\w+)\)"
 SIGNATURE = r"-> Tuple\[Tensor\]"
 FIRST_PADDED = r"torch\._convolution\((\w+), (\w+), (\w+), \[1, 1\], \[1, 1\]"
