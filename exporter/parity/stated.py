@@ -15,12 +15,12 @@ from exporter.parity.schema import ComponentReport, PipelineReport, Report
 STATED = {
     "int8": (25.0, 25.0),
     "int4": (12.0, 20.0),
-    "int4_narrow": (12.0, 15.0),
-    "palette8": (27.0, 20.0),
-    "palette6": (21.0, 18.0),
-    "palette4": (13.0, 12.0),
-    "palette2": (3.0, 8.0),
-    "palette1": (0.0, 5.0),
+    "int4_narrow": (5.0, 15.0),
+    "palette8": (18.0, 20.0),
+    "palette6": (12.0, 18.0),
+    "palette4": (5.0, 12.0),
+    "palette2": (-6.0, 8.0),
+    "palette1": (-10.0, 5.0),
 }
 """Quantised weights by bits: least SQNR of an output and least PSNR of a picture, in dB, both against the
 unquantised model. How they were found is in the README of this folder. Of mixed palettes it is the limit of
