@@ -25,5 +25,9 @@ def enable(pipeline: Any, config: Any, name: str) -> Undo:
         raise UsageError(
             f"The technique {name} does not work on a {type(module).__name__}: {error}"
         ) from error
+    # diffusers remembers which parts have hooks; one that has painted before remembers none of the new.
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is not None:
+        registry._child_registries_cache = None
     undo: Undo = module.disable_cache
     return undo

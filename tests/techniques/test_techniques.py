@@ -175,3 +175,50 @@ def test_the_folder_of_a_gpu_machine_needs_no_exporter_behind_it(tmp_path: Path)
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def flux() -> Any:
+    """A tiny random FLUX pipeline; text is given as embeddings."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    made = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=None, tokenizer=None,
+        text_encoder_2=None, tokenizer_2=None, transformer=transformer,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["first-block-cache", "attention-broadcast", "faster-cache", "taylor-seer", "layerwise-casting"]
+)
+def test_caches_of_a_transformer_do_something_and_are_undone(name: str, flux: Any) -> None:
+    options = {"first-block-cache": {"threshold": 0.5}, "attention-broadcast": {"timesteps": (1, 999)}}
+
+    def latents() -> torch.Tensor:
+        noise = torch.Generator().manual_seed(0)
+        result: torch.Tensor = flux(
+            prompt_embeds=torch.ones(1, 8, 32), pooled_prompt_embeds=torch.ones(1, 32), height=32, width=32,
+            num_inference_steps=8, generator=noise, output_type="latent",
+        ).images  # fmt: skip
+        return result
+
+    plain = latents()
+    undo = techniques.apply(flux, [{name: options.get(name, {})}])
+    try:
+        changed = latents()
+    finally:
+        undo()
+    assert torch.isfinite(changed).all()
+    assert 0 < float((changed - plain).norm() / plain.norm()) < 1
+    assert torch.equal(latents(), plain), "undo left something behind"
