@@ -71,7 +71,7 @@ def copy(shop: Workshop, target: str, component: str, options: Options, name: st
     shop.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(shop.folder / f"{honest.name}.lock"):
         if not honest.exists():
-            with sharing_graphs():
+            with sharing_graphs(f"{target}-{label}"):  # quantising changes the graph
                 convert(make_plan(shop.source, target, honest, options, components=[component], verify=False))
     root = shop.folder / "planted" / f"{target}-{name}"
     shutil.rmtree(root, ignore_errors=True)

@@ -132,7 +132,8 @@ def convert(shop: Workshop, conversion: Conversion) -> Path:
     root = shop.folder / "honest" / conversion.label
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
-    with sharing_graphs():
+    # Quantising changes the graph, so it is not shared with conversions that do not.
+    with sharing_graphs(conversion.label if "weights" in conversion.options else None):
         work(
             make_plan(
                 shop.source,

@@ -18,7 +18,7 @@ from exporter.targets.coreml.interpreter.guard import MEMORY
 from exporter.targets.coreml.lint import lint
 from exporter.targets.coreml.package import open_package
 from tests.benchmarks.process import status_mb
-from tests.mutation.coreml import SPEC, WEIGHTS, edit
+from tests.mutation.formats.coreml import SPEC, WEIGHTS, edit
 from tests.targets.coreml.conftest import Exported
 from tests.targets.coreml.inference import ct
 

@@ -13,7 +13,7 @@ from exporter.errors import ArtifactError
 from exporter.targets.coreml.interpreter import Peaks, load, strips
 from exporter.targets.coreml.interpreter.rounding import PIECE, round_to
 from exporter.targets.coreml.interpreter.strips import Strip
-from tests.mutation.coreml import edit, operations
+from tests.mutation.formats.coreml import edit, operations
 from tests.targets.coreml.inference import ct
 
 TOKENS, KEYS, WIDTH = 37, 11, 8

@@ -13,7 +13,7 @@ from exporter.artifact import Artifact
 from exporter.parity import Report, verify
 from exporter.parity.schema import Run
 from tests.cli.runner import invoke
-from tests.mutation.coreml import blobs, operations, read
+from tests.mutation.formats.coreml import blobs, operations, read
 from tests.mutation.workshop import rehash
 from tests.targets.coreml.conftest import Exported, as_artifact, export, judge
 from tests.tiny import make_tiny

@@ -14,7 +14,7 @@ import openvino
 
 from exporter import pipeline
 from exporter.artifact import Artifact
-from exporter.bench import Settings
+from exporter.bench import Entrant, Settings
 from exporter.bench.worker import Worker
 from exporter.conversion import convert, make_plan
 from exporter.errors import UsageError
@@ -60,7 +60,10 @@ def test_the_pictures_differ_as_the_arithmetic_does(made: Path, tmp_path: Path) 
 
 
 def test_bench_states_it(made: Path) -> None:
-    assert Worker().open(str(made), asdict(Settings(prompt="a star")))["precision_hint"] == "bf16"
+    assert (
+        Worker().open(asdict(Entrant(str(made))), asdict(Settings(prompt="a star")))["precision_hint"]
+        == "bf16"
+    )
 
 
 def test_a_hint_that_does_not_exist(made: Path, tiny: Path, tmp_path: Path) -> None:
