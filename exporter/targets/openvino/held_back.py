@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from exporter.targets.openvino.mapped import let_go
 from exporter.targets.openvino.model import COMPRESSED, is_vector
 
 if TYPE_CHECKING:
+    import numpy as np
     import openvino
 
+PIECE = 1 << 22
+"""Numbers rounded at a time."""
 EVERY = 1 << 27
 """Bytes of float32 weights after which the pages they were read from are handed back."""
 
@@ -91,23 +94,36 @@ def put_back(
 
 def _rounded(held: list[Held], dtype: str, path: Path) -> dict[int, int]:
     """Write the rounded weights; which of them were written, and where in the file."""
-    import torch
-
     places = {}
     read = 0
     with path.open("wb") as file:
         for number, each in enumerate(held):
-            values = torch.tensor(each.constant.get_data())
-            rounded = values.to(getattr(torch, dtype))
-            if bool(rounded.isfinite().all()) or not bool(values.isfinite().all()):
-                places[number] = file.tell()
-                file.write(rounded.view(torch.int16).numpy().data)
+            place = file.tell()
+            values = each.constant.get_data().reshape(-1)
+            if _round_into(file, values, dtype):
+                places[number] = place
+            else:
+                file.seek(place)
+                file.truncate()
             read += values.nbytes
             if read >= EVERY:
                 let_go(path.parent)
                 read = 0
     let_go(path.parent)
     return places
+
+
+def _round_into(file: BinaryIO, values: np.ndarray, dtype: str) -> bool:
+    """Write rounded values piece by piece; False where a finite one is too large for the dtype."""
+    import torch
+
+    for start in range(0, values.size, PIECE):
+        piece = torch.tensor(values[start : start + PIECE])
+        rounded = piece.to(getattr(torch, dtype))
+        if not torch.equal(rounded.isfinite(), piece.isfinite()):
+            return False
+        file.write(rounded.view(torch.int16).numpy().data)
+    return True
 
 
 def _mapped(held: list[Held], places: dict[int, int], dtype: str, path: Path) -> dict[int, openvino.Tensor]:
