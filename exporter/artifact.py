@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -19,11 +18,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import ArtifactError
+from exporter.hashing import sha256_of, sha256_of_all
 
 MANIFEST = "exporter.json"
 SCHEMA_VERSION = 1
-HASH_CHUNK = 1 << 18
-"""Bytes read at a time, always into the same buffer: it stays in the processor's cache."""
 SAFETENSORS = ".safetensors"
 MAX_MANIFEST = 64_000_000
 MAX_NAME = 200
@@ -300,7 +298,8 @@ class Artifact:
         """The recorded verdict if it still speaks of these bytes, else None (unverified).
 
         Args:
-            rehash: Also read and hash every file (half a second per GB); otherwise sizes are compared.
+            rehash: Also read and hash every file (`python -m tests.benchmarks.check_hashes` tells how long
+                that takes); otherwise sizes are compared.
         """
         record = self.manifest.verification
         if record is None or record.digest != self.manifest.digest():
@@ -326,49 +325,6 @@ def check_inside(relative: str) -> None:
     bad = bad or "\0" in relative or ":" in pure.parts[0] or max(map(len, pure.parts)) > MAX_NAME
     if bad or not relative.isprintable():
         raise ArtifactError(f"The manifest names a path outside the artifact ({relative!r}); refused.")
-
-
-def sha256_of(path: Path, stop: threading.Event | None = None) -> str:
-    """sha256 hex of a file's bytes.
-
-    Args:
-        stop: Once it is set, reading ends and `InterruptedError` is raised.
-    """
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(HASH_CHUNK))
-    with path.open("rb", buffering=0) as handle:
-        while count := handle.readinto(buffer):
-            if stop is not None and stop.is_set():
-                raise InterruptedError(f"{path} was not read to its end")
-            digest.update(buffer[:count])
-    return digest.hexdigest()
-
-
-def sha256_of_all(paths: Sequence[Path]) -> list[str]:
-    """sha256 hex of every file, as many at once as there are cores: hashing leaves the interpreter free.
-
-    The largest goes first, because no more than one core can work on one file.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    stop = threading.Event()
-    order = sorted(range(len(paths)), key=lambda i: -paths[i].stat().st_size)
-    with ThreadPoolExecutor(max_workers=_cores()) as pool:
-        try:
-            work = {i: pool.submit(sha256_of, paths[i], stop) for i in order}
-            return [work[i].result() for i in range(len(paths))]
-        except BaseException:  # Ctrl-C does not wait for gigabytes
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
 
 
 def _decides(name: str) -> bool:

@@ -27,10 +27,10 @@ from exporter.artifact import (
     check_inside,
     hash_files,
     now,
-    sha256_of,
     write_text_atomic,
 )
 from exporter.errors import ArtifactError, UnsupportedError
+from exporter.hashing import sha256_of
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:

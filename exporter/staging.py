@@ -16,8 +16,9 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from exporter.artifact import MANIFEST, ComponentRecord, sha256_of, write_text_atomic
+from exporter.artifact import MANIFEST, ComponentRecord, write_text_atomic
 from exporter.errors import DestinationError
+from exporter.hashing import sha256_of
 
 COMPLETE = ".complete"
 

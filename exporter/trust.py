@@ -15,8 +15,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from exporter.artifact import ComponentRecord, sha256_of
+from exporter.artifact import ComponentRecord
 from exporter.errors import InputError
+from exporter.hashing import sha256_of
 
 RECORD = "made-here.txt"
 _HASHES: dict[tuple[str, int, int, int], str] = {}

@@ -19,10 +19,9 @@ from exporter.artifact import (
     VerificationRecord,
     check_inside,
     hash_files,
-    sha256_of,
-    sha256_of_all,
 )
 from exporter.errors import ArtifactError
+from exporter.hashing import sha256_of, sha256_of_all
 
 
 @pytest.fixture

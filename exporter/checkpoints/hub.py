@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from exporter.artifact import MANIFEST, sha256_of
+from exporter.artifact import MANIFEST
 from exporter.checkpoints.patience import Patience, patient
 from exporter.checkpoints.selection import components, select_files, weights_by_variant
 from exporter.errors import CheckpointError, ExporterError, NetworkError
+from exporter.hashing import sha256_of
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from exporter.artifact import FileRecord, hash_file, sha256_of
+from exporter.artifact import FileRecord, hash_file
 from exporter.checkpoints import pickled
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
 from exporter.checkpoints.derived import held
@@ -25,6 +25,7 @@ from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.single_configs import Configs, part, text_weights
 from exporter.checkpoints.small_files import folder_of
 from exporter.errors import CheckpointError
+from exporter.hashing import sha256_of
 
 Tensors = Mapping[str, StoredTensor]
 

@@ -9,7 +9,7 @@ before it. A module's input may be computed by its parent's own code (attention,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from exporter.parity.budget import layouts_of
 from exporter.parity.cases import Inputs, convert_inputs
 from exporter.parity.metrics import NotComparable, compare
 from exporter.parity.provenance import Trace, trace
-from exporter.parity.schema import Bisection, Case, ComponentReport, ModuleRow, Run
+from exporter.parity.schema import Bisection, Case, ComponentReport, ModuleRow, Report, Run
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
@@ -267,3 +267,31 @@ def _blame(bad: str, rows: dict[str, ModuleRow], known: Trace) -> tuple[str, str
             f"{between[0]}, which runs several times and shows no value of its own: the fault may be there."
         )
     return bad, f"{bad} is the first module whose output is off; everything that enters it is right."
+
+
+def explain(
+    report: Report,
+    components: Mapping[str, Component],
+    openers: Mapping[str, Mapping[str, Opened]],
+    captured: Mapping[str, list[Inputs]],
+    task: Callable[[str, float], Callable[[str], None]],
+) -> None:
+    """Find where each failing component leaves the reference. A search that breaks says so.
+
+    Args:
+        task: Begins a task of the progress, and returns what counts its steps.
+    """
+    for part in report.components:
+        failed = [run.mode for run in part.runs if run.gates and run.verdict == "FAIL"]
+        mode = failed[0] if failed else "graph"
+        opened = openers.get(part.name, {}).get(mode)
+        if part.verdict != "FAIL" or opened is None:
+            continue
+        tick = task(f"looking for the first bad module of {part.name}", 1)
+        try:
+            part.bisection = bisect(
+                components[part.name], opened, part, captured[part.name], report.settings.k, tick, mode
+            )
+        except Exception as error:  # the verdict stands without it
+            text = f"The search for the first bad module stopped: {type(error).__name__}: {error}"
+            part.bisection = Bisection(case="", first_bad=None, explanation=text)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from exporter.artifact import sha256_of
+from exporter.hashing import sha256_of
 from exporter.parity.painting import Call, Painted, Plan
 
 if TYPE_CHECKING:

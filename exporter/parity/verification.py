@@ -1,20 +1,18 @@
 """`verify`: judge an artifact on disk against its PyTorch reference, and write the report.
 
-Over 400 lines: the steps of one job in their order. What measures, judges and draws lies in other modules.
+The steps of one job in their order. What measures, judges and draws lies in other modules.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from exporter.artifact import Artifact, Verdict, VerificationRecord, now
-from exporter.errors import UsageError
-from exporter.parity.peaks import peak_record
+from exporter.artifact import Artifact
+from exporter.parity.keeping import Ticker, check_settings, command, record_of, save_inputs
 from exporter.parity.schema import (
     REPORT_NAME,
     ComponentReport,
@@ -24,13 +22,15 @@ from exporter.parity.schema import (
     Settings,
     SizeReport,
 )
-from exporter.parity.verdict import combine, judge
+from exporter.parity.verdict import judge
 from exporter.progress import NullProgress, Progress
+from exporter.threads import threads
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
     from exporter.artifact import ComponentRecord
     from exporter.checkpoints import Checkpoint
+    from exporter.parity.arithmetic import Tensors
     from exporter.parity.cases import Inputs
     from exporter.parity.measure import Opened
     from exporter.parity.painting import Painted, Plan
@@ -148,7 +148,7 @@ def verify(
             return each.run(sizes)
 
     first = job(opened, Path(report_dir) if report_dir is not None else None, ours)
-    with few_threads(first.threads):
+    with threads(first.threads):
         parts = [as_part(n, run(job(v, first.folder / n, False))) for n, v in further(opened)]
         return run(first, parts)
 
@@ -166,7 +166,7 @@ class _Job:
         from exporter.targets import get_target
         from exporter.trust import require
 
-        _check(settings)
+        check_settings(settings)
         self.started = time.perf_counter()
         self.artifact, self.settings, self.progress = artifact, settings, progress
         self.against, self.shown_path, self.keeps_record = against, shown_path, record
@@ -186,6 +186,7 @@ class _Job:
             settings.prompts = default_prompts(self.checkpoint)
         self.threads = 1 if max(c.parameters for c in self.components) < SMALL else None
         self.plan: Plan = self._plan()
+        self.paint_ticks = len(self.plan.groups()) * (self.plan.steps + 2)
         self.scratch = TemporaryDirectory(prefix="exporter-")
         self.judged: dict[str, Component] = {c.name: c for c in self.components}
         """What the artifact is judged against: of a quantised component, the one with its own weights."""
@@ -207,7 +208,7 @@ class _Job:
             environment=environment(),
             sizes=list(sizes),
             hashes={f.path: f.sha256 for f in self.artifact.manifest.all_files()},
-            command=self._command(),
+            command=command(self.shown_path, self.settings, self._named_reference()),
         )
         captured: dict[str, list[Inputs]] = {}
         openers: dict[str, dict[str, Opened]] = {}
@@ -221,11 +222,14 @@ class _Job:
         if self.settings.pipeline:
             default_runs = [r for c in report.components for r in c.runs if r.mode == "default"]
             report.pipeline = self._pipeline(painted, no_paint, openers, default_runs)
-        self._save_inputs(captured)
+        save_inputs(captured, self.folder / INPUTS_NAME)
         limits = (self.settings.k, self.settings.min_sqnr, self.settings.min_psnr)
         report = judge(report, *limits)
         if self.settings.bisect and report.verdict == "FAIL":
-            self._bisect(report, captured, openers)
+            from exporter.parity.bisect import explain
+
+            shipped = {name: self.target.shipped(component) for name, component in self.judged.items()}
+            explain(report, shipped, openers, captured, self._task)
             report = judge(report, *limits)
         report.seconds = round(time.perf_counter() - self.started, 3)
         report.peak_memory = peak_memory()
@@ -255,14 +259,11 @@ class _Job:
 
         if not supported(self.checkpoint):
             return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
-        tick = self._task("reference run", self._paint_ticks())
+        tick = self._task("reference run", self.paint_ticks)
         painted = paint_reference(
             self.checkpoint, self.plan, cache=self.cache, tick=tick, components=components
         )
         return painted, None
-
-    def _paint_ticks(self) -> int:
-        return len(self.plan.groups()) * (self.plan.steps + 2)
 
     def _component(
         self, record: ComponentRecord, painted: Painted | None
@@ -293,19 +294,20 @@ class _Job:
         cases += vocabulary(component, cases, record.inputs)
         hints = self._hints(record)
         tick = self._task(record.name, len(cases) * (1 + (1 + len(layouts_of(component))) * len(hints)))
-        truths = evaluate(
-            component, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
-        )
-        originals = None
+
+        def truths_of(reference: Component) -> list[Tensors]:
+            return evaluate(
+                reference, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
+            )
+
+        truths, originals = truths_of(component), None
         if is_quantised(record):
             originals = truths
             opened = Opened(self.target, self.artifact.root, record, "f32", self.threads, self.trust)
             full = restore(full, record, opened, Path(self.scratch.name) / record.name, report)
             self.judged[full.name] = full
             component = self.target.shipped(full)
-            truths = evaluate(
-                component, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
-            )
+            truths = truths_of(component)
         openers: dict[str, Opened] = {}
         for mode, hint in hints.items():
             opened = Opened(self.target, self.artifact.root, record, hint, self.threads, self.trust)
@@ -353,9 +355,8 @@ class _Job:
         )
         if painted is None:
             return report
-        modes: list[Literal["graph", "default"]] = ["graph"]
-        if any("default" in opened for opened in openers.values()):
-            modes.append("default")
+        by_default = any("default" in opened for opened in openers.values())
+        modes: list[Literal["graph", "default"]] = ["graph", "default"] if by_default else ["graph"]
         gates = {"graph": True, "default": any(r.gates for r in default_runs)}
         original = None
         components = [self.judged[c.name] for c in self.components]
@@ -364,7 +365,7 @@ class _Job:
             assert painted is not None
         for mode in modes:
             chosen = {n: openers[n].get(mode) or openers[n]["graph"] for n in report.exported if openers[n]}
-            tick = self._task(f"pipeline ({mode})", 2 * self._paint_ticks())
+            tick = self._task(f"pipeline ({mode})", 2 * self.paint_ticks)
             run = compare_pipelines(
                 self.checkpoint,
                 components,
@@ -382,119 +383,19 @@ class _Job:
             report.runs.append(run)
         return report
 
-    def _bisect(
-        self, report: Report, captured: dict[str, list[Inputs]], openers: dict[str, dict[str, Opened]]
-    ) -> None:
-        """Find where each failing component leaves the reference. A search that breaks says so."""
-        from exporter.parity.bisect import bisect
-        from exporter.parity.schema import Bisection
-
-        by_name = {name: self.target.shipped(component) for name, component in self.judged.items()}
-        for part in report.components:
-            failed = [run.mode for run in part.runs if run.gates and run.verdict == "FAIL"]
-            mode = failed[0] if failed else "graph"
-            opened = openers.get(part.name, {}).get(mode)
-            if part.verdict != "FAIL" or opened is None:
-                continue
-            tick = self._task(f"looking for the first bad module of {part.name}", 1)
-            try:
-                part.bisection = bisect(
-                    by_name[part.name], opened, part, captured[part.name], self.settings.k, tick, mode
-                )
-            except Exception as error:  # the verdict stands without it
-                text = f"The search for the first bad module stopped: {type(error).__name__}: {error}"
-                part.bisection = Bisection(case="", first_bad=None, explanation=text)
-
-    def _save_inputs(self, captured: dict[str, list[Inputs]]) -> None:
-        from safetensors.torch import save_file
-
-        tensors = {
-            f"{name}/{case.id}/{key}": tensor.contiguous().clone()
-            for name, cases in captured.items()
-            for case in cases
-            for key, tensor in case.tensors.items()
-        }
-        save_file(tensors, self.folder / INPUTS_NAME)
-
     def _record(self, report: Report) -> None:
         """Write the verdict into the manifest, bound to the bytes that were judged."""
         if not self.keeps_record or (not report.complete and report.verdict != "FAIL"):
             return
-        manifest = self.artifact.manifest
-
-        def others(name: str) -> list[Verdict]:
-            return [size.components[name] for size in report.sizes if name in size.components]
-
-        manifest.verification = VerificationRecord(
-            verdict=report.verdict,
-            report=f"{REPORT_FOLDER}/{REPORT_NAME}" if self.inside else None,
-            when=now(),
-            digest=self.digest,
-            summary=report.summary,
-            components={c.name: combine([c.verdict, *others(c.name)]) for c in report.components},
-            peaks={c.name: peak for c in report.components if (peak := peak_record(c)) is not None},
-        )
+        where = f"{REPORT_FOLDER}/{REPORT_NAME}" if self.inside else None
+        self.artifact.manifest.verification = record_of(report, where)
         self.artifact.save()
 
-    def _command(self) -> str:
-        import shlex
+    def _named_reference(self) -> str | None:
+        """The reference, where the command to do it again has to name it."""
+        source = self.artifact.manifest.source.source
+        return None if self.keeps_record and self.against == source else self.against
 
-        s = self.settings
-        parts = ["exporter", "verify", self.shown_path]
-        if self.against is not None and (
-            not self.keeps_record or self.against != self.artifact.manifest.source.source
-        ):
-            parts += ["--against", self.against]
-        parts += [
-            "--k",
-            f"{s.k:g}",
-            "--steps",
-            str(s.steps),
-            "--samples",
-            str(s.samples),
-            "--seed",
-            str(s.seed),
-        ]
-        if s.min_sqnr is not None:
-            parts += ["--min-sqnr", f"{s.min_sqnr:g}"]
-        if s.min_psnr is not None:
-            parts += ["--min-psnr", f"{s.min_psnr:g}"]
-        return shlex.join(parts)
-
-    def _task(self, label: str, total: float) -> _Ticker:
+    def _task(self, label: str, total: float) -> Ticker:
         self.progress.start(label, total)
-        return _Ticker(self.progress)
-
-
-@contextmanager
-def few_threads(count: int | None) -> Iterator[None]:
-    """PyTorch on `count` threads inside; None changes nothing."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Ticker:
-    """Counts steps of one task."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.count = progress, 0
-
-    def __call__(self, detail: str) -> None:
-        self.count += 1
-        self.progress.update(self.count, detail)
-
-
-def _check(settings: Settings) -> None:
-    if not settings.k > 0:
-        raise UsageError(f"k must be a positive number, not {settings.k}.")
-    if settings.steps < 1 or settings.samples < 1:
-        raise UsageError("steps and samples must be at least 1.")
-    if settings.prompts and not all(isinstance(p, str) for p in settings.prompts):
-        raise UsageError("Prompts must be strings.")
+        return Ticker(self.progress)

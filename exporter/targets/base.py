@@ -198,6 +198,16 @@ class Runner(ABC):
         `RunOptions.peaks` asked for it and the format can tell."""
         return []
 
+    def check_modules(self, modules: Sequence[str]) -> None:
+        """
+        Raises:
+            ValueError: A name that is not in `module_names()`.
+        """
+        known = set(self.module_names())
+        unknown = [name for name in modules if name not in known]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no module whose output this file can give")
+
     def client_faults(self) -> list[str]:
         """What the format's own clients would refuse of this file, one sentence each. Each is a FAIL."""
         return []

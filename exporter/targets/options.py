@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -27,6 +27,11 @@ class Options(BaseModel):
 
     dtype: Dtype = "float32"
     static: Static | None = None
+
+    @classmethod
+    def of(cls, options: Options) -> Self:
+        """The same options as this class; one that it does not know is an error."""
+        return options if isinstance(options, cls) else cls.model_validate(options.model_dump())
 
     @model_validator(mode="before")
     @classmethod

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.artifact import TensorRecord
-from exporter.errors import ArtifactError, BackendMissing, UsageError
+from exporter.errors import ArtifactError, BackendMissing
 from exporter.targets.base import component_size
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 DECLARATION = "exporter.json"
 VERSION = 1
+MB = 1_000_000
+SAME = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Relative L2 between a program and the module it was made from beyond which it is wrong at a size. They run
+the same kernels, so a right one differs by rounding and a baked size by the order of the output itself."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GRANULE = 8
 """Latent cells that every UNet of the family divides by: three levels that halve."""
@@ -245,26 +249,6 @@ def torch_device(name: str | None) -> torch.device:
             hint="`exporter doctor` tells more about each.",
         ) from error
     return device
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """PyTorch on `count` threads inside; None changes nothing.
-
-    Raises:
-        UsageError: Fewer than one.
-    """
-    import torch
-
-    if count is not None and count < 1:
-        raise UsageError(f"A model cannot run on {count} threads.")
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

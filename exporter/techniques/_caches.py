@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from typing import Any, ClassVar
 
 from exporter.errors import UsageError
-from exporter.techniques.base import Undo, denoiser
+from exporter.techniques.base import Effect, Technique, Undo, denoiser
+
+CACHES = frozenset({"first-block-cache", "attention-broadcast", "faster-cache", "taylor-seer"})
+"""Only one of them at a time, and none inside a traced program."""
+
+
+class TransformerCache(Technique):
+    """Keeps something from one step for the next. A subclass gives diffusers' own settings."""
+
+    denoisers: ClassVar[frozenset[str]] = frozenset({"transformer"})
+    effect: ClassVar[Effect] = "lossy"
+    stage: ClassVar[int] = 3
+
+    @abstractmethod
+    def config(self, pipeline: Any) -> Any:
+        """As `enable_cache` of a diffusers model takes it."""
+
+    def apply(self, pipeline: Any) -> Undo:
+        return enable(pipeline, self.config(pipeline), self.name)
 
 
 def enable(pipeline: Any, config: Any, name: str) -> Undo:

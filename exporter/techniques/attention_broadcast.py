@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from exporter.techniques._caches import enable
-from exporter.techniques.base import Technique, Undo
+from exporter.techniques._caches import CACHES, TransformerCache
 
 
-class AttentionBroadcast(Technique):
+class AttentionBroadcast(TransformerCache):
     """Attributes:
     interval: Self-attention is computed every `interval` steps while the timestep is in range.
     timesteps: That range, lowest and highest, of the scheduler's training timesteps.
@@ -21,24 +20,18 @@ class AttentionBroadcast(Technique):
     source: ClassVar[str] = (
         "Zhao et al. 2024, Real-Time Video Generation with Pyramid Attention Broadcast (arXiv:2408.12588)"
     )
-    denoisers: ClassVar[frozenset[str]] = frozenset({"transformer"})
-    effect: ClassVar = "lossy"
     how_much: ClassVar[str] = "Grows with the interval and the range of timesteps."
-    stage: ClassVar[int] = 3
-    excludes: ClassVar[frozenset[str]] = frozenset(
-        {"first-block-cache", "faster-cache", "taylor-seer", "trace"}
-    )
+    excludes: ClassVar[frozenset[str]] = CACHES - {"attention-broadcast"} | {"trace"}
 
     interval: int = Field(default=2, ge=2)
     timesteps: tuple[int, int] = (100, 800)
 
-    def apply(self, pipeline: Any) -> Undo:
+    def config(self, pipeline: Any) -> Any:
         from diffusers import PyramidAttentionBroadcastConfig
 
-        config = PyramidAttentionBroadcastConfig(
+        return PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=self.interval,
             spatial_attention_timestep_skip_range=self.timesteps,
             spatial_attention_block_identifiers=("blocks", "transformer_blocks"),
             current_timestep_callback=lambda: pipeline.current_timestep,
         )
-        return enable(pipeline, config, self.name)

@@ -129,12 +129,6 @@ def denoiser(pipeline: Any) -> nn.Module:
     raise UsageError(f"A {type(pipeline).__name__} has neither a UNet nor a transformer.")
 
 
-def denoiser_name(pipeline: Any) -> str:
-    """`transformer` or `unet`."""
-    denoiser(pipeline)
-    return "transformer" if getattr(pipeline, "transformer", None) is not None else "unet"
-
-
 def modules(pipeline: Any) -> list[nn.Module]:
     """Every network of a pipeline, in its own order."""
     from torch import nn

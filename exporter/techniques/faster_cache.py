@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from exporter.techniques._caches import enable
-from exporter.techniques.base import Technique, Undo
+from exporter.techniques._caches import CACHES, TransformerCache
 
 
-class FasterCache(Technique):
+class FasterCache(TransformerCache):
     """Attributes:
     interval: Attention is computed every `interval` steps and extrapolated in between.
     guidance_interval: The unguided half of the batch is computed every so many steps.
@@ -22,22 +21,17 @@ class FasterCache(Technique):
     source: ClassVar[str] = (
         "Lv et al. 2024, FasterCache: Training-Free Video Diffusion Model Acceleration (arXiv:2410.19355)"
     )
-    denoisers: ClassVar[frozenset[str]] = frozenset({"transformer"})
-    effect: ClassVar = "lossy"
     how_much: ClassVar[str] = "Grows with both intervals."
-    stage: ClassVar[int] = 3
-    excludes: ClassVar[frozenset[str]] = frozenset(
-        {"first-block-cache", "attention-broadcast", "taylor-seer", "trace"}
-    )
+    excludes: ClassVar[frozenset[str]] = CACHES - {"faster-cache"} | {"trace"}
 
     interval: int = Field(default=2, ge=2)
     guidance_interval: int = Field(default=5, ge=2)
     guidance_distilled: bool = True
 
-    def apply(self, pipeline: Any) -> Undo:
+    def config(self, pipeline: Any) -> Any:
         from diffusers import FasterCacheConfig
 
-        config = FasterCacheConfig(
+        return FasterCacheConfig(
             spatial_attention_block_skip_range=self.interval,
             spatial_attention_timestep_skip_range=(-1, 681),
             spatial_attention_block_identifiers=("blocks", "transformer_blocks", "single_transformer_blocks"),
@@ -47,4 +41,3 @@ class FasterCache(Technique):
             is_guidance_distilled=self.guidance_distilled,
             current_timestep_callback=lambda: pipeline.current_timestep,
         )
-        return enable(pipeline, config, self.name)

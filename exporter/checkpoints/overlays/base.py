@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from exporter.artifact import FileRecord, OverlayRecord, sha256_of
+from exporter.artifact import FileRecord, OverlayRecord
 from exporter.checkpoints.checkpoint import Checkpoint
 from exporter.checkpoints.safetensors_file import StoredTensor
 from exporter.errors import CheckpointError
+from exporter.hashing import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -44,7 +44,7 @@ class CoremlTarget(Target):
     ) -> ExportedComponent:
         from exporter.targets.coreml.export import export
 
-        return export(component, _checked(options), staging, progress)
+        return export(component, CoremlOptions.of(options), staging, progress)
 
     def finish(
         self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
@@ -92,9 +92,3 @@ def load(path: str | Path, **options: Any) -> Model:
     from exporter.targets.coreml.interpreter import load
 
     return load(path, **options)
-
-
-def _checked(options: Options) -> CoremlOptions:
-    if isinstance(options, CoremlOptions):
-        return options
-    return CoremlOptions.model_validate(options.model_dump())

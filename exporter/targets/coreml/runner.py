@@ -132,9 +132,7 @@ class CoremlRunner(Runner):
         Raises:
             ValueError: A name that is not in `module_names()`.
         """
-        unknown = [name for name in modules if name not in self._modules]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no module whose output this file can give")
+        self.check_modules(modules)
         values = self._model.predict(self._apple(inputs), keep=[self._modules[name][0] for name in modules])
         result = {}
         for name in modules:

@@ -46,7 +46,7 @@ class OnnxTarget(Target):
     ) -> ExportedComponent:
         from exporter.targets.onnx.export import export
 
-        return export(component, _checked(options), staging, progress)
+        return export(component, OnnxOptions.of(options), staging, progress)
 
     def computes_in_float16(self, options: Options) -> bool:
         return options.dtype == "float16"
@@ -60,7 +60,7 @@ class OnnxTarget(Target):
         from exporter.targets.layout import write_diffusers_files
 
         files = write_diffusers_files(checkpoint, components, staging)
-        if _checked(options).naming == "transformers.js":
+        if OnnxOptions.of(options).naming == "transformers.js":
             from exporter.targets.onnx.names import write_web_config
 
             files.append(write_web_config(staging, components, checkpoint.pipeline_class))
@@ -87,9 +87,3 @@ class OnnxTarget(Target):
         from exporter.targets.onnx.compiled import compile_graph
 
         return compile_graph(root / component.entry, options, folder)
-
-
-def _checked(options: Options) -> OnnxOptions:
-    if isinstance(options, OnnxOptions):
-        return options
-    return OnnxOptions.model_validate(options.model_dump())

@@ -87,9 +87,7 @@ class OnnxRunner(Runner):
             ValueError: A name that is not in `module_names()`.
         """
         self._check(inputs)
-        unknown = [name for name in modules if name not in self._modules]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no module whose output this file can give")
+        self.check_modules(modules)
         wanted = list(dict.fromkeys(self._modules[name] for name in modules))
         if not wanted:
             return {}

@@ -40,17 +40,17 @@ class OpenVinoTarget(Target):
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.openvino.export import estimate
 
-        return estimate(component, _checked(options))
+        return estimate(component, OpenVinoOptions.of(options))
 
     def export(
         self, component: Component, options: Options, staging: Path, progress: Progress
     ) -> ExportedComponent:
         from exporter.targets.openvino.export import export
 
-        return export(component, _checked(options), staging, progress)
+        return export(component, OpenVinoOptions.of(options), staging, progress)
 
     def computes_in_float16(self, options: Options) -> bool:
-        checked = _checked(options)
+        checked = OpenVinoOptions.of(options)
         made_for = {checked.dtype, checked.precision_hint}
         return checked.activations_scale is None and bool(made_for & {"float16", "f16"})
 
@@ -111,9 +111,3 @@ class OpenVinoTarget(Target):
         from exporter.targets.openvino.compiled import compile_blob
 
         return compile_blob(root / component.entry, component, options, folder)
-
-
-def _checked(options: Options) -> OpenVinoOptions:
-    if isinstance(options, OpenVinoOptions):
-        return options
-    return OpenVinoOptions.model_validate(options.model_dump())

@@ -1,8 +1,8 @@
 """Weights are kept away from OpenVINO's transformations, and rounded tensor by tensor on their way back.
 
 OpenVINO's common transformations read every constant, and its own rounding to float16 needs the whole float32
-model and, to put the vectors back, the rounded one besides: 5.6 GB at the peak for Stable Diffusion 1.5. To
-bfloat16 it does not round at all.
+model and, to put the vectors back, the rounded one besides: that took 5.6 GB at the peak for Stable Diffusion
+1.5 (`python -m tests.benchmarks.export_vs_optimum --to openvino`). To bfloat16 it does not round at all.
 """
 
 from __future__ import annotations

@@ -34,14 +34,14 @@ class Pt2Target(Target):
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.pt2.export import estimate
 
-        return estimate(component, _checked(options))
+        return estimate(component, Pt2Options.of(options))
 
     def export(
         self, component: Component, options: Options, staging: Path, progress: Progress
     ) -> ExportedComponent:
         from exporter.targets.pt2.export import export
 
-        return export(component, _checked(options), staging, progress)
+        return export(component, Pt2Options.of(options), staging, progress)
 
     def computes_in_float16(self, options: Options) -> bool:
         return options.dtype == "float16"
@@ -76,9 +76,3 @@ class Pt2Target(Target):
         from exporter.targets.pt2.runner import open_runner
 
         return open_runner(root / component.entry, options)
-
-
-def _checked(options: Options) -> Pt2Options:
-    if isinstance(options, Pt2Options):
-        return options
-    return Pt2Options.model_validate(options.model_dump())

@@ -15,6 +15,8 @@ from exporter.targets.torch_module import (
     DECLARATION,
     GRANULE,
     ITEM_BYTES,
+    MB,
+    SAME,
     Declaration,
     cast_at_border,
     declaration_text,
@@ -32,11 +34,8 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component, Size
 
 ENTRY = "model.pt2"
-MB = 1_000_000
 OVERHEAD_DISK = 8 * MB
 OVERHEAD_MEMORY = 900 * MB
-SAME = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Relative L2 between program and module beyond which they differ: both run the same kernels."""
 
 
 def estimate(component: Component, options: Pt2Options) -> Estimate:

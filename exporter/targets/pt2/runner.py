@@ -22,11 +22,11 @@ from exporter.targets.torch_module import (
     no_tf32,
     one_line,
     quiet,
-    threads,
     to_array,
     to_tensors,
     torch_device,
 )
+from exporter.threads import threads
 
 if TYPE_CHECKING:
     import torch
@@ -123,9 +123,7 @@ class ExportedRunner(Pt2Runner):
         Raises:
             ValueError: A name that is not in `module_names()`.
         """
-        unknown = [name for name in modules if name not in self._modules]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no module whose output this file can give")
+        self.check_modules(modules)
         names = [self._modules[name] for name in modules]
         if not names:
             return {}

@@ -39,14 +39,14 @@ class SafetensorsTarget(Target):
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.safetensors.export import estimate
 
-        return estimate(component, _checked(options))
+        return estimate(component, SafetensorsOptions.of(options))
 
     def export(
         self, component: Component, options: Options, staging: Path, progress: Progress
     ) -> ExportedComponent:
         from exporter.targets.safetensors.export import export
 
-        return export(component, _checked(options), staging, progress)
+        return export(component, SafetensorsOptions.of(options), staging, progress)
 
     def finish(
         self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
@@ -55,7 +55,7 @@ class SafetensorsTarget(Target):
         from exporter.targets.safetensors.export import finish
 
         every = components_of(checkpoint)
-        return finish(checkpoint, components, _checked(options), staging, every, NullProgress())
+        return finish(checkpoint, components, SafetensorsOptions.of(options), staging, every, NullProgress())
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         variant = manifest.options.get("output_variant")
@@ -68,9 +68,3 @@ class SafetensorsTarget(Target):
         from exporter.targets.safetensors.runner import SafetensorsRunner
 
         return SafetensorsRunner(root, component, options or RunOptions())
-
-
-def _checked(options: Options) -> SafetensorsOptions:
-    if isinstance(options, SafetensorsOptions):
-        return options
-    return SafetensorsOptions.model_validate(options.model_dump())

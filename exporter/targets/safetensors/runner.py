@@ -15,6 +15,7 @@ from exporter.artifact import ComponentRecord, TensorRecord
 from exporter.errors import ArtifactError, CheckpointError, UsageError
 from exporter.targets.base import Runner, RunOptions
 from exporter.targets.torch_module import torch_device
+from exporter.threads import threads
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class SafetensorsRunner(Runner):
         import torch
 
         tensors = self._tensors(inputs)
-        with torch.no_grad(), _threads(self._threads):
+        with torch.no_grad(), threads(self._threads):
             outputs = self._module(**tensors)
         return {spec.name: _array(value) for spec, value in zip(self.outputs, outputs, strict=True)}
 
@@ -249,19 +250,6 @@ def _array(value: torch.Tensor) -> np.ndarray:
     value = value.detach().cpu()
     array: np.ndarray = (value.float() if value.is_floating_point() else value).numpy()
     return array
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -34,14 +34,14 @@ class TorchScriptTarget(Target):
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.torchscript.export import estimate
 
-        return estimate(component, _checked(options))
+        return estimate(component, TorchScriptOptions.of(options))
 
     def export(
         self, component: Component, options: Options, staging: Path, progress: Progress
     ) -> ExportedComponent:
         from exporter.targets.torchscript.export import export
 
-        return export(component, _checked(options), staging, progress)
+        return export(component, TorchScriptOptions.of(options), staging, progress)
 
     def computes_in_float16(self, options: Options) -> bool:
         return options.dtype == "float16"
@@ -69,9 +69,3 @@ class TorchScriptTarget(Target):
         from exporter.targets.torchscript.runner import TorchScriptRunner
 
         return TorchScriptRunner(root / component.entry, options)
-
-
-def _checked(options: Options) -> TorchScriptOptions:
-    if isinstance(options, TorchScriptOptions):
-        return options
-    return TorchScriptOptions.model_validate(options.model_dump())

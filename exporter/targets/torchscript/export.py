@@ -15,6 +15,8 @@ from exporter.targets.torch_module import (
     DECLARATION,
     GRANULE,
     ITEM_BYTES,
+    MB,
+    SAME,
     Declaration,
     cast_at_border,
     declaration_text,
@@ -33,13 +35,9 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component, Size
 
 ENTRY = "model.pt"
-MB = 1_000_000
 OVERHEAD_DISK = 4 * MB
 OVERHEAD_MEMORY = 900 * MB
 """torch and diffusers themselves."""
-SAME = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Relative L2 between the traced and the eager module beyond which the trace is wrong at a size. They run the
-same kernels, so a right trace differs by rounding and a baked size by the order of the output itself."""
 SYMBOLS = {
     "batch": {"batch"},
     "height": {"height", "latent_height"},

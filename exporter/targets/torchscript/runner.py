@@ -15,11 +15,11 @@ from exporter.targets.torch_module import (
     majority,
     one_line,
     quiet,
-    threads,
     to_array,
     to_tensors,
     torch_device,
 )
+from exporter.threads import threads
 
 if TYPE_CHECKING:
     import torch
@@ -88,10 +88,7 @@ class TorchScriptRunner(Runner):
         """
         import torch
 
-        known = set(self.module_names())
-        unknown = [name for name in modules if name not in known]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no module whose output this file can give")
+        self.check_modules(modules)
         wanted = list(dict.fromkeys(self._declaration.modules[name] for name in modules))
         if not wanted:
             return {}

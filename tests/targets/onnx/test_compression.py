@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 
-from exporter.architectures import Component, Size
-from exporter.targets.base import Runner
+from exporter.architectures import Size
 from tests.targets.onnx.conftest import Exported, assert_close, export
+from tests.targets.quantised_weights import with_the_files_weights
 
 SIZE = Size(3, 64, 192, 5)
 FLOAT32, FLOAT16 = 2e-5, 4e-3
@@ -27,14 +26,6 @@ def int8(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def int4(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export(tiny, tmp_path_factory.mktemp("int4"), NAMES, weights="int4", group_size=32)
-
-
-def with_the_files_weights(component: Component, runner: Runner) -> torch.nn.Module:
-    module = component.reference_module()
-    parameters = dict(module.named_parameters())
-    for weight in runner.quantised():
-        parameters[f"inner.{weight.name}"].data = torch.from_numpy(np.array(weight.values))
-    return module
 
 
 def check(exported: Exported, name: str, limit: float, size: Size = SIZE) -> None:

@@ -10,9 +10,9 @@ import openvino
 import pytest
 import torch
 
-from exporter.architectures import Component, Size
-from exporter.targets.base import Runner
+from exporter.architectures import Size
 from tests.targets.openvino.conftest import Exported, export
+from tests.targets.quantised_weights import with_the_files_weights
 
 SIZE = Size(3, 64, 192, 5)
 NAMES = ("text_encoder", "unet")
@@ -28,14 +28,6 @@ def int8(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def int4(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export(tiny, tmp_path_factory.mktemp("int4"), NAMES, weights="int4", group_size=32)
-
-
-def with_the_files_weights(component: Component, runner: Runner) -> torch.nn.Module:
-    module = component.reference_module()
-    parameters = dict(module.named_parameters())
-    for weight in runner.quantised():
-        parameters[f"inner.{weight.name}"].data = torch.from_numpy(np.array(weight.values))
-    return module
 
 
 def check(exported: Exported, name: str, limit: float, size: Size = SIZE) -> None:
