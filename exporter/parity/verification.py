@@ -1,7 +1,4 @@
-"""`verify`: judge an artifact on disk against its PyTorch reference, and write the report.
-
-The steps of one job in their order. What measures, judges and draws lies in other modules.
-"""
+"""`verify`: judge an artifact on disk against its PyTorch reference, step by step, and write the report."""
 
 from __future__ import annotations
 
