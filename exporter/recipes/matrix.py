@@ -83,16 +83,23 @@ def _cell(recipe: Recipe, axes: dict[str, Scalar]) -> Cell:
             data["options"][key] = value
     if not data["target"]:
         raise RecipeError(f"Recipe {recipe.name} names no target.", hint="Add `target: onnx`, or a matrix.")
-    filled = {**values, "name": recipe.name, "target": data["target"]}
-    output = data["output"] and Path(_fill(recipe, data["output"], filled))
+    made = _validated(recipe, data)
+    filled = {**values, "name": recipe.name, "target": made.target}
+    output = Path(_fill(recipe, made.output, filled)) if made.output else None
     if output is None and axes:
         label = "-".join([recipe.name, *(_slug(v) for v in axes.values())])
         output = Path("artifacts") / label
-    if data["publish"]:
-        data["publish"]["repo"] = _fill(recipe, data["publish"]["repo"], filled)
+    if made.publish is not None:
+        repo = _fill(recipe, made.publish.repo, filled)
+        made = made.model_copy(update={"publish": made.publish.model_copy(update={"repo": repo})})
     label = " ".join(str(v) for v in axes.values()) or recipe.name
+    return Cell(label, axes, made, output)
+
+
+def _validated(recipe: Recipe, data: dict[str, Any]) -> Recipe:
+    """The recipe with its variables filled in; a value of the wrong type is told before anything uses it."""
     try:
-        return Cell(label, axes, Recipe.model_validate(data), output)
+        return Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

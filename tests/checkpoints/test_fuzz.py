@@ -225,9 +225,20 @@ def test_recipes(place: tuple[Any, ...], value: Any, override: str | None) -> No
         "name: m\nmodel: x\ntarget: onnx\nmatrix:\n"
         + "".join(f"  k{i}: [{', '.join(map(str, range(40)))}]\n" for i in range(8)),
         "name: m\nmodel: ${v}\ntarget: onnx\nvariables: {v: 3}\n",
+        "name: m\nmodel: x\ntarget: onnx\noutput: ${v}\nvariables: {v: 3}\n",
+        "name: m\nmodel: x\ntarget: onnx\npublish: {repo: '${v}'}\nvariables: {v: 3}\n",
         "x: !!python/object/apply:os.system ['true']\n",
     ],
-    ids=["billion laughs", "nested lists", "nested maps", "a huge matrix", "a number for a name", "code"],
+    ids=[
+        "billion laughs",
+        "nested lists",
+        "nested maps",
+        "a huge matrix",
+        "a number for a name",
+        "a number for a folder",
+        "a number for a repository",
+        "code",
+    ],
 )
 def test_recipes_that_are_meant_to_hurt(text: str) -> None:
     from exporter import recipes
