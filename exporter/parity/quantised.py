@@ -131,7 +131,8 @@ def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> Weight
     and its coarseness is by how much it has more numbers than its bits can name.
 
     Half a step is what rounding to nearest costs. At the first and last code a further half is granted, for
-    values that were clipped. NaN anywhere gives NaN.
+    values that were clipped, and where the codes reach one step less on one side (`sym`), what storing the
+    scale as float16 can put the largest value beyond them. NaN anywhere gives NaN.
 
     Args:
         label: The manifest's word for how it is quantised (`int4_asym_group64`); where it says nothing that
@@ -143,6 +144,7 @@ def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> Weight
     mine = [each.reshape(rows, -1) for each in (weight.values, weight.step, weight.edge)]
     count = max(1, CHUNK // max(1, flat.shape[1]))
     worst, place, coarse, noise, signal = -1.0, 0, 0.0, 0.0, 0.0
+    beyond = 0.5 + _past_the_last_code(label)
     for start in range(0, rows, count):
         wanted = flat[start : start + count].float().numpy()
         values, step, edge = (each[start : start + count] for each in mine)
@@ -151,7 +153,7 @@ def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> Weight
             if weight.palette is not None:
                 step, edge = 2 * _way_to_nearest(weight.palette, wanted), np.zeros_like(edge)
             # a weight that is met exactly is no step away, however small the step
-            steps = np.where(difference == 0, 0, difference / step - 0.5 * edge)
+            steps = np.where(difference == 0, 0, difference / step - beyond * edge)
             noise += float(np.sum(np.square(difference, dtype=np.float64)))
             signal += float(np.sum(np.square(wanted, dtype=np.float64)))
             most = float(steps.max())  # NaN, where there is one
@@ -165,6 +167,13 @@ def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> Weight
     index = [int(i) for i in np.unravel_index(place, weight.values.shape)]
     sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
     return WeightCheck(name=weight.name, how=label, steps=worst, coarseness=coarse, index=index, sqnr_db=sqnr)
+
+
+def _past_the_last_code(label: str) -> float:
+    """Steps between 8 times a scale, where int4 ends at 7, and the same times that scale as float16
+    (unit roundoff 2^-11)."""
+    match = LABEL.fullmatch(label)
+    return 8 * 2.0**-11 if match is not None and match["kind"] == "sym" and match["bits"] == "4" else 0.0
 
 
 def _way_to_nearest(palette: np.ndarray, wanted: np.ndarray) -> np.ndarray:

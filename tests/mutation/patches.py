@@ -117,6 +117,9 @@ def mask_off_by_one(module: nn.Module, path: str) -> None:
 
     def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         mask = kwargs["causal_attention_mask"]
+        if mask is None:  # the library leaves it to the attention's `is_causal`
+            hidden = args[0] if args else kwargs["inputs_embeds"]
+            mask = torch.full((1, 1, *[hidden.shape[1]] * 2), float("-inf"), dtype=hidden.dtype).triu(1)
         wider = torch.cat([mask[..., 1:], mask[..., -1:]], dim=-1)
         wider = torch.minimum(torch.zeros_like(wider), wider)
         return original(*args, **(kwargs | {"causal_attention_mask": wider}))

@@ -53,10 +53,12 @@ class Peers:
         """Every gate's answer about an artifact of one component.
 
         Args:
-            at_native: The artifact was traced at the checkpoint's native size (else the exporter's).
+            at_native: The artifact was traced at the checkpoint's native size (else the exporter's), as
+                one without a symbolic dim is in any case.
         """
         record = Artifact.open(root).manifest.components[0]
-        size = self._size(record.name, at_native)
+        fixed = all(isinstance(dim, int) for given in record.inputs for dim in given.dims)
+        size = self._size(record.name, at_native or fixed)
         answers: dict[str, Said] = {}
         for gate, ask in (
             ("optimum", self._optimum), ("torch.onnx", self._torch), ("allclose", self._allclose),

@@ -175,6 +175,8 @@ def test_the_project_shows_the_totals_of_the_same_run() -> None:
     assert "**exporter**" in totals and totals in written(README)
     assert totals == written(PARITY_README)
     assert "MISSED" not in written(README) and "FALSE ALARM" not in written(README)
+    for target in FORMATS:
+        assert f"| **exporter** | {format_of(target).title} | " in totals, target
 
 
 def test_what_does_not_apply_is_said_and_why() -> None:

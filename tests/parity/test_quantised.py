@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def weight(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, how: How) -
     low, high = (0, 15) if how.bits == 4 else (-127, 127) if how.symmetric else (0, 255)
     step = scales.astype(np.float32)[..., None]
     values = (codes.astype(np.float32) - zeros.astype(np.float32)[..., None]) * step
-    shape = WEIGHTS.shape
+    shape = (codes.shape[0], 64)
     return QuantisedWeight(
         "w",
         values.reshape(shape),
@@ -62,6 +63,20 @@ def test_an_honest_weight_is_within_half_a_step(original: StoredTensor, how: How
     assert 0.4 < found.steps <= NEAREST
     assert 0.9 < found.coarseness <= FINEST
     assert found.sqnr_db == pytest.approx(43 if how.bits == 8 else 20, abs=5)
+
+
+@by_label
+@pytest.mark.parametrize("scales_as", ["float32", "float16"])
+def test_both_ends_of_a_range_are_no_fault(tmp_path: Path, how: How, scales_as: str) -> None:
+    """int4 from -8 to 7 cuts off the positive end by a step, and a float16 scale by a little more."""
+    reach = np.geomspace(1e-2, 10, 300, dtype=np.float32)
+    weights = np.random.default_rng(1).uniform(-1, 1, (300, 64)).astype(np.float32)
+    weights[:, ::16], weights[:, 1::16] = -1, 1
+    weights *= reach[:, None]
+    save_file({"w": weights}, tmp_path / "w.safetensors")
+    stored = SafetensorsFile(tmp_path / "w.safetensors").tensors["w"]
+    found = check(weight(*quantise(weights, how, scales_as), how), stored, how.label)
+    assert found.steps <= NEAREST and found.coarseness <= FINEST
 
 
 def wrong_scale(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> Codes:

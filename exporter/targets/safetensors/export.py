@@ -29,6 +29,7 @@ PEAK_MEMORY = 700_000_000
 
 def estimate(component: Component, options: SafetensorsOptions) -> Estimate:
     """Disk: the component's own part of its folder, in the dtypes that will be written."""
+    options = suited(options, component.checkpoint, component.folder)
     disk = sum(
         t.numel * ITEM_BYTES[_dtype(n.removeprefix("inner."), t, options)]
         for n, t in component.weights.items()
@@ -46,6 +47,7 @@ def export(
             file is damaged.
     """
     checkpoint, folder = component.checkpoint, component.folder
+    options = suited(options, checkpoint, folder)
     with Writer() as writer:
         files, details = write_folder(checkpoint, folder, options, staging, progress, writer)
     return ExportedComponent(
@@ -73,6 +75,7 @@ def write_folder(
         The files, the one a client opens first (a single file, or the index) in front; and details:
         variant, shards, tied tensors left out, and for float8 what casting cost.
     """
+    options = suited(options, checkpoint, folder)
     stored, tied = without_tied(checkpoint, folder)
     layout = lay_out(
         (Entry(name, _dtype(name, tensor, options), tensor) for name, tensor in stored.items()),
@@ -89,8 +92,8 @@ def write_folder(
         written.append(base / name)
         progress.update(done + 1, name)
     if layout.index_name is not None and layout.index is not None:
-        written.insert(0, write_json(base / layout.index_name, layout.index))
-    written.append(write_json(base / "config.json", _config(checkpoint, folder, options)))
+        written.insert(0, _once(base / layout.index_name, layout.index))
+    written.append(_once(base / "config.json", _config(checkpoint, folder, options)))
     progress.done()
     details: dict[str, Any] = {
         "folder": folder, "variant": options.output_variant, "shards": len(layout.files), "tied": tied,
@@ -168,6 +171,22 @@ def _matches(key: str, name: str) -> bool:
     import re
 
     return key == name or re.search(key, name) is not None
+
+
+def _once(path: Path, content: Any) -> Path:
+    """The folder's first component may be hashing the file in the background: it is not written again."""
+    return path if path.is_file() else write_json(path, content)
+
+
+def suited(options: SafetensorsOptions, checkpoint: Checkpoint, folder: str) -> SafetensorsOptions:
+    """The options for one folder: only diffusers casts float8 back before it computes (layerwise casting).
+
+    transformers loads such weights as they are and stops at its first matrix product, so a text encoder
+    keeps its dtypes.
+    """
+    if options.dtype == FLOAT8 and checkpoint.component_classes[folder][0] != "diffusers":
+        return options.model_copy(update={"dtype": "stored"})
+    return options
 
 
 def stored_dtype(dtypes: Sequence[str], options: SafetensorsOptions) -> str:

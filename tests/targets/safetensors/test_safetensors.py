@@ -115,6 +115,18 @@ def test_a_cast_artifact_passes_by_the_floor_of_its_dtype(tiny: Path, tmp_path: 
     assert report.components[0].runs[0].weights == dtype
 
 
+def test_what_transformers_opens_is_not_cast_to_float8(tiny: Path, tmp_path: Path) -> None:
+    """It keeps float8 weights as they are and cannot multiply by them: such a text encoder opens nowhere."""
+    out = write(tiny, tmp_path / "out", dtype="float8_e4m3fn")
+    before = tensors(tiny, "text_encoder")
+    for name, tensor in tensors(out, "text_encoder").items():
+        assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name])
+    record = {c.name: c.dtype for c in Artifact.open(out).manifest.components}
+    assert (record["text_encoder"], record["unet"]) == ("float32", "float8_e4m3fn")
+    report = verify(out, components=["text_encoder"], cache=None, precision_hint="f32", **SETTINGS)
+    assert report.verdict == "PASS", report.summary
+
+
 @pytest.mark.parametrize(("dtype", "value"), [("float8_e4m3fn", 500.0), ("float16", 1e5)])
 def test_a_value_that_does_not_fit_names_its_tensor(
     copy: Path, tmp_path: Path, dtype: str, value: float
