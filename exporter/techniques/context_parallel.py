@@ -43,6 +43,10 @@ class ContextParallel(Technique):
         module: Any = denoiser(pipeline)
         if not hasattr(module, "enable_parallelism") or getattr(module, "_cp_plan", None) is None:
             raise UsageError(f"A {type(module).__name__} cannot split its tokens.")
+        # Merging the parts of a ring takes each part's log-sum-exp, which PyTorch's own choice hides.
+        ring = self.kind == "ring"
+        if ring:
+            module.set_attention_backend("_native_cudnn")
         module.enable_parallelism(
             config=ContextParallelConfig(**{f"{self.kind}_degree": dist.get_world_size()})
         )
@@ -56,5 +60,7 @@ class ContextParallel(Technique):
                 processor: Any = getattr(part, "processor", None)
                 if hasattr(processor, "_parallel_config"):
                     processor._parallel_config = None
+            if ring:
+                module.reset_attention_backend()
 
         return undo

@@ -34,6 +34,8 @@ import torch
 from exporter import techniques
 
 PEAK = 790e12
+IN_LOOP = {"deep-cache", "t-gate", "trace", "group-offload", "model-offload"}
+"""Techniques that count on the loop around the denoiser, or keep no module to call."""
 STEPS = {"sd15": 20, "sdxl": 10, "flux": 8}
 FP16: dict[str, Any] = {"precision": {"dtype": "float16"}}
 BF16: dict[str, Any] = {"precision": {"dtype": "bfloat16"}}
@@ -59,6 +61,16 @@ UNET: dict[str, list[Any]] = {
     ],
     "compile, max-autotune + fused-qkv": [
         FP16, "channels-last", "fused-qkv", {"compile": {"mode": "max-autotune", "fullgraph": True}},
+    ],
+    "compile, reduce-overhead + cudnn": [
+        FP16, "channels-last", {"attention-backend": {"backend": "cudnn"}},
+        {"compile": {"mode": "reduce-overhead", "fullgraph": True}},
+    ],
+    "fp8 + compile, reduce-overhead": [
+        BF16, "fp8", {"compile": {"mode": "reduce-overhead", "fullgraph": True}},
+    ],
+    "int8 + compile, reduce-overhead": [
+        BF16, "int8", {"compile": {"mode": "reduce-overhead", "fullgraph": True}},
     ],
     "int8 + compile": [BF16, "int8", {"compile": {"fullgraph": True}}],
     "fp8 + compile": [BF16, "fp8", {"compile": {"fullgraph": True}}],
@@ -173,6 +185,35 @@ def paint(pipeline: Any, family: str) -> torch.Tensor:
     return result.double()
 
 
+def alone(pipeline: Any, family: str) -> float:
+    """Median seconds of the UNet by itself, given what the pipeline gives it, over 50 calls."""
+    unet = pipeline.unet
+    side, dtype = (
+        (64 if family == "sd15" else 128),
+        torch.bfloat16 if unet.dtype.itemsize == 1 else unet.dtype,
+    )
+    text = texts(family, dtype)
+    sample = torch.randn(2, 4, side, side, device="cuda").to(dtype)
+    added = None
+    if family == "sdxl":
+        sizes = torch.tensor([[1024, 1024, 0, 0, 1024, 1024]] * 2, device="cuda").to(dtype)
+        added = {"text_embeds": text["pooled_prompt_embeds"].repeat(2, 1), "time_ids": sizes}
+    given = {
+        "encoder_hidden_states": text["prompt_embeds"].repeat(2, 1, 1), "timestep_cond": None,
+        "cross_attention_kwargs": None, "added_cond_kwargs": added, "return_dict": False,
+    }  # fmt: skip
+    timestep = torch.tensor(501, device="cuda")
+    times = []
+    with torch.no_grad():
+        for _ in range(53):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            unet(sample, timestep, **given)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return statistics.median(times[3:])
+
+
 def flop(pipeline: Any, family: str) -> float:
     """FLOP of a whole run, as PyTorch counts them."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -197,9 +238,11 @@ def measure(pipeline: Any, family: str, given: list[Any], runs: int) -> dict[str
             began = time.perf_counter()
             latents = paint(pipeline, family)
             times.append(time.perf_counter() - began)
+        names = {part if isinstance(part, str) else next(iter(part)) for part in given}
+        single = alone(pipeline, family) if family != "flux" and not names & IN_LOOP else None
         return {
-            "first": first, "median": statistics.median(times), "fastest": min(times), "slowest": max(times),
-            "memory": torch.cuda.max_memory_reserved(), "latents": latents,
+            "alone": single, "first": first, "median": statistics.median(times), "fastest": min(times),
+            "slowest": max(times), "memory": torch.cuda.max_memory_reserved(), "latents": latents,
         }  # fmt: skip
     finally:
         undo()
@@ -228,7 +271,8 @@ def main() -> None:
     table = FLUX if family == "flux" else UNET
     base, rows = None, []
     yardstick = "bfloat16" if family == "flux" else "float16"
-    heads = f"{'step ms':>9}{'spread':>16}{'speed':>8}{'roofline':>9}{'first s':>9}{'GB':>7}{'distance':>10}"
+    heads = f"{'step ms':>9}{'alone ms':>10}{'spread':>16}{'speed':>8}{'roofline':>9}"
+    heads += f"{'first s':>9}{'GB':>7}{'distance':>10}"
     print(f"{'technique':36}{heads}")
     for name, given in table.items():
         if arguments.only and not any(part in name for part in arguments.only) and name != yardstick:
@@ -248,7 +292,9 @@ def main() -> None:
         count = STEPS[family] / 1000
         speed = f"{base / row['median']:.2f}×" if base else ""
         spread = f"{row['fastest'] / count:.1f}–{row['slowest'] / count:.1f}"
-        said = f"{name:36}{row['median'] / count:9.2f}{spread:>16}{speed:>8}{bound / row['median']:9.2f}"
+        single = f"{1000 * row['alone']:.2f}" if row["alone"] else ""
+        said = f"{name:36}{row['median'] / count:9.2f}{single:>10}{spread:>16}{speed:>8}"
+        said += f"{bound / row['median']:9.2f}"
         said += f"{row['first']:9.1f}{row['memory'] / 1e9:7.2f}{row['distance']:10.1e}"
         print(said, flush=True)
     if arguments.json:
