@@ -1,9 +1,27 @@
-"""Whether a checkpoint has the parts that a family needs."""
+"""Whether a checkpoint has the parts that a family needs, and how they are wrapped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from exporter.checkpoints import Checkpoint
 from exporter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def adapter(name: str, **settings: Any) -> Callable[[nn.Module], nn.Module]:
+    """A class of `_adapters` with these settings; PyTorch is loaded when it is called."""
+
+    def adapt(inner: nn.Module) -> nn.Module:
+        from exporter.architectures import _adapters
+
+        made: nn.Module = getattr(_adapters, name)(inner, **settings)
+        return made
+
+    return adapt
 
 
 def expect_class(checkpoint: Checkpoint, folder: str, known: tuple[str, ...]) -> str:

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from exporter.architectures._parts import expect_class
+from exporter.architectures._parts import adapter, expect_class
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 CLIP = "CLIPTextModel"
 PROJECTED = "CLIPTextModelWithProjection"
-
-
-class TextEncoder(nn.Module):
-    """`input_ids` → the library's own outputs: (`last_hidden_state`, `pooler_output`), or with a
-    projection (`text_embeds`, `last_hidden_state`); then every hidden state where they are wanted."""
-
-    def __init__(self, inner: nn.Module, hidden_states: bool = False) -> None:
-        super().__init__()
-        self.inner = inner
-        self.hidden_states = hidden_states
-
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = self.inner(input_ids=input_ids, output_hidden_states=self.hidden_states, return_dict=False)
-        return (output[0], output[1], *(output[2] if self.hidden_states else ()))
 
 
 def rename_text(name: str) -> str | None:
@@ -39,6 +25,8 @@ def prompt_ids(config: dict[str, Any]) -> Any:
     """Random token ids in the layout of CLIP's tokenizer: begin, words, then end to the last place."""
 
     def make(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+        import torch
+
         shape = spec.shape(size)
         vocabulary = int(config["vocab_size"])
         ids = torch.randint(0, max(vocabulary - 2, 1), shape, generator=generator)
@@ -86,7 +74,7 @@ def clip_text_encoder(
         outputs=tuple(states),
         native=native,
         construct=construct,
-        adapt=partial(TextEncoder, hidden_states=hidden_states),
+        adapt=adapter("TextEncoder", hidden_states=hidden_states),
         make_inputs={"input_ids": prompt_ids(config)},
         renames=rename_text,
     )

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
+from exporter.architectures._parts import adapter
 from exporter.architectures._vae import rename_vae, vae_factor
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 from exporter.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import torch
+
 UNKNOWN = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type")
 """Settings that give the UNet an input no family here feeds (class labels, picture embeddings)."""
-
-
-class UNet(nn.Module):
-    """(`sample`, `timestep`, `encoder_hidden_states`) → `out_sample`.
-
-    Further inputs where the config asks for them: `text_embeds` and `time_ids` (SDXL), `timestep_cond`
-    (the guidance scale's embedding, of models distilled to need no second pass).
-    """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor | None = None,
-        time_ids: torch.Tensor | None = None,
-        timestep_cond: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor]:
-        added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
-        output = self.inner(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            timestep_cond=timestep_cond,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
-        return (output[0],)
 
 
 def native_size(checkpoint: Checkpoint, text_encoder: str) -> Size:
@@ -107,7 +76,7 @@ def unet(checkpoint: Checkpoint, folder: str, native: Size, *, text_width: int, 
         outputs=(TensorSpec("out_sample", "float32", ("batch", int(config["out_channels"]), *latent)),),
         native=native,
         construct=construct,
-        adapt=UNet,
+        adapt=adapter("UNet"),
         make_inputs={"timestep": _timestep, "time_ids": _time_ids},
         renames=rename_vae,
         rows=2 if guidance is None else 1,
@@ -146,6 +115,8 @@ def _added_inputs(config: dict[str, Any], where: str, pooled: int) -> tuple[Tens
 
 
 def _timestep(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
     value = torch.randint(1, 1000, (), generator=generator)
     return value.to(getattr(torch, spec.dtype))
 
@@ -156,6 +127,8 @@ def _time_ids(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch
     numbers = [size.height, size.width, 0, 0, size.height, size.width]
     if shape[1] == 5:
         numbers = [size.height, size.width, 0, 0, 6]
+    import torch
+
     row = torch.tensor([numbers[i % len(numbers)] for i in range(shape[1])], dtype=torch.float32)
     crop = torch.randint(0, 64, (shape[0], 1), generator=generator)
     rows = row.repeat(shape[0], 1)

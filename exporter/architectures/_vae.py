@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from exporter.architectures._parts import expect_class
+from exporter.architectures._parts import adapter, expect_class
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Attention weights were renamed in diffusers 0.12; the Hub is full of older files.
 OLD_ATTENTION = {
@@ -18,28 +19,6 @@ OLD_ATTENTION = {
     ".value.": ".to_v.",
     ".proj_attn.": ".to_out.0.",
 }
-
-
-class VaeDecoder(nn.Module):
-    """`latent_sample` (already divided by the scaling factor) → picture in [-1, 1]."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, latent_sample: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.inner.decode(latent_sample, return_dict=False)[0],)
-
-
-class VaeEncoder(nn.Module):
-    """Picture in [-1, 1] → the moments (mean and log-variance); sampling stays outside the graph."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.inner._encode(sample),)
 
 
 def rename_vae(name: str) -> str | None:
@@ -82,7 +61,7 @@ def vae_decoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:
         outputs=(TensorSpec("sample", "float32", ("batch", int(config["out_channels"]), "height", "width")),),
         native=native,
         construct=lambda: _construct(config),
-        adapt=VaeDecoder,
+        adapt=adapter("VaeDecoder"),
         used=("decoder.", "post_quant_conv."),
         renames=rename_vae,
     )
@@ -106,7 +85,7 @@ def vae_encoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:
         ),
         native=native,
         construct=lambda: _construct(config),
-        adapt=VaeEncoder,
+        adapt=adapter("VaeEncoder"),
         used=("encoder.", "quant_conv."),
         make_inputs={"sample": _picture},
         renames=rename_vae,
@@ -114,6 +93,8 @@ def vae_encoder(checkpoint: Checkpoint, folder: str, native: Size) -> Component:
 
 
 def _picture(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
     return torch.rand(spec.shape(size), generator=generator) * 2 - 1
 
 

@@ -140,6 +140,8 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="reshard-", dir=given.work))
     try:
         source = given.source

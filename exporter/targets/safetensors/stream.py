@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -25,6 +27,10 @@ CHUNK = 1 << 22
 """Elements a cast takes at a time need this many bytes in the source's dtype."""
 BUFFER = 1 << 20
 """Bytes of a plain copy at a time."""
+DIRTY = 1 << 28
+"""Bytes of a file that may wait in memory for being flushed."""
+AHEAD = 2
+"""Pieces that may be written and wait for being hashed."""
 LIMITS = {"float8_e4m3fn": "448", "float16": "65504", "bfloat16": "3.39e38"}
 
 
@@ -41,22 +47,20 @@ class Loss:
 
 
 class Writer:
-    """Writes files, and flushes and hashes each in the background while the next one is written.
+    """Writes files; what is written is hashed meanwhile, and a file is flushed while the next one is written.
 
     A file is written under a temporary name and gets its own when it is on the disk, so a file that has its
-    name is complete, whenever the process was stopped. Leaving the context waits for the flushing, not for
-    the hashes.
+    name is complete, whenever the process was stopped. Leaving the context waits for the flushing.
 
     Attributes:
         loss: What casting cost so far.
-        digests: File → sha256 of what it holds, read back through the page cache.
+        digests: File → sha256 of what was written to it.
     """
 
     def __init__(self) -> None:
         self.loss = Loss()
         self.digests: dict[Path, Future[str]] = {}
         self._flusher = ThreadPoolExecutor(1)
-        self._hasher = ThreadPoolExecutor(1)
         self._flushed: list[Future[None]] = []
 
     def __enter__(self) -> Self:
@@ -65,7 +69,6 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hasher.shutdown(wait=False, cancel_futures=error is not None)
         self._flusher.shutdown(wait=True)
         if error is None:
             for each in self._flushed:
@@ -80,59 +83,98 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.part")
         try:
-            with beside.open("wb", buffering=0) as handle:
-                _write(handle.fileno(), memoryview(header(entries)))
+            with beside.open("wb", buffering=0) as handle, Hashed(handle.fileno()) as out:
+                out.write(memoryview(header(entries)))
+                fresh = 0
                 for entry in entries:
-                    _write_tensor(handle.fileno(), entry, self.loss)
+                    _write_tensor(out, entry, self.loss)
+                    fresh += entry.source.nbytes
+                    if fresh >= DIRTY:  # what is on its way already is not waited for at the end
+                        fresh = 0
+                        self._flusher.submit(_sync, beside)
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-        self.digests[path] = self._hasher.submit(_sha256, beside.open("rb", buffering=0))
+        self.digests[path] = out.digest
         self._flushed.append(self._flusher.submit(_flush, beside, path))
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _flush(beside: Path, path: Path) -> None:
     try:
-        with beside.open("rb") as handle:
-            os.fsync(handle.fileno())
+        _sync(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _sha256(handle: FileIO) -> str:
-    with handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+class Hashed:
+    """Writes to an open file, and hashes the same bytes in a thread beside it.
+
+    Attributes:
+        digest: sha256 hex of everything written; it comes when the context has been left.
+        buffers: In turn; each is free again when it comes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.digest: Future[str] = Future()
+        self.buffers = itertools.cycle([memoryview(bytearray(BUFFER)) for _ in range(AHEAD + 2)])
+        self._descriptor = descriptor
+        self._waiting: queue.Queue[memoryview | None] = queue.Queue(maxsize=AHEAD)
+        threading.Thread(target=self._hash, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.put(None)
+
+    def write(self, data: memoryview) -> None:
+        """All of it. The bytes must stay as they are until `AHEAD + 1` further pieces are written."""
+        self._waiting.put(data)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def _hash(self) -> None:
+        digest = hashlib.sha256()
+        while (piece := self._waiting.get()) is not None:
+            digest.update(piece)
+        self.digest.set_result(digest.hexdigest())
 
 
-def _write_tensor(out: int, entry: Entry, loss: Loss) -> None:
+def _write_tensor(out: Hashed, entry: Entry, loss: Loss) -> None:
     plain = type(entry.source) is StoredTensor
     if entry.dtype == entry.source.dtype:
         if plain:
             _copy(out, entry.source)
         else:
-            _write(out, entry.source.raw())
+            out.write(entry.source.raw())
         return
     for piece in _pieces(entry.source) if plain else _flat_pieces(entry.source.load()):
-        _write(out, _bytes(_cast(piece, entry, loss)))
+        out.write(_bytes(_cast(piece, entry, loss)))
 
 
-def _copy(out: int, source: StoredTensor) -> None:
-    """The bytes as they are, through a buffer that stays in the processor's cache.
+def _copy(out: Hashed, source: StoredTensor) -> None:
+    """The bytes as they are, through buffers that stay in the processor's cache.
 
     No file system can share these bytes instead of copying them, for tensors do not begin where its blocks
     do; `copy_file_range` would copy them too, inside the kernel.
     """
     left = source.nbytes
-    buffer = memoryview(bytearray(min(BUFFER, left)))
     with source.file.path.open("rb", buffering=0) as handle:
         handle.seek(source.offset)
-        while left:
+        for buffer in out.buffers:
             count = handle.readinto(buffer[: min(BUFFER, left)])
-            if not count:
+            if not count and left:
                 raise _ended(source)
-            _write(out, buffer[:count])
+            out.write(buffer[:count])
             left -= count
+            if not left:
+                return
 
 
 def _pieces(source: StoredTensor) -> Iterator[torch.Tensor]:
@@ -182,11 +224,6 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
     return memoryview(tensor.view(torch.uint8).numpy().data)
-
-
-def _write(out: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(out, data) :]
 
 
 def _ended(source: StoredTensor) -> CheckpointError:

@@ -1,0 +1,79 @@
+"""The library's modules with plain tensors in and out, as components name them.
+
+Apart from the rest, because they need PyTorch at import: what only copies weights never loads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class TextEncoder(nn.Module):
+    """`input_ids` → the library's own outputs: (`last_hidden_state`, `pooler_output`), or with a
+    projection (`text_embeds`, `last_hidden_state`); then every hidden state where they are wanted."""
+
+    def __init__(self, inner: nn.Module, hidden_states: bool = False) -> None:
+        super().__init__()
+        self.inner = inner
+        self.hidden_states = hidden_states
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.inner(input_ids=input_ids, output_hidden_states=self.hidden_states, return_dict=False)
+        return (output[0], output[1], *(output[2] if self.hidden_states else ()))
+
+
+class UNet(nn.Module):
+    """(`sample`, `timestep`, `encoder_hidden_states`) → `out_sample`.
+
+    Further inputs where the config asks for them: `text_embeds` and `time_ids` (SDXL), `timestep_cond`
+    (the guidance scale's embedding, of models distilled to need no second pass).
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor | None = None,
+        time_ids: torch.Tensor | None = None,
+        timestep_cond: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor]:
+        added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
+        output = self.inner(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        return (output[0],)
+
+
+class VaeDecoder(nn.Module):
+    """`latent_sample` (already divided by the scaling factor) → picture in [-1, 1]."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, latent_sample: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.inner.decode(latent_sample, return_dict=False)[0],)
+
+
+class VaeEncoder(nn.Module):
+    """Picture in [-1, 1] → the moments (mean and log-variance); sampling stays outside the graph."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.inner._encode(sample),)
