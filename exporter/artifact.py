@@ -58,12 +58,14 @@ class SizeRecord(Record):
     Attributes:
         static: `(pictures, height, width)` in pixels.
         entry: The file a runtime opens for it. Sizes whose shapes are equal share one.
+        function: Which part of the file, where one file holds several sizes (Core ML).
     """
 
     static: tuple[int, int, int]
     entry: str
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]
+    function: str | None = None
 
 
 class ComponentRecord(Record):
@@ -97,7 +99,8 @@ class ComponentRecord(Record):
         if found is None:
             return self
         same = {"entry": found.entry, "inputs": found.inputs, "outputs": found.outputs}
-        return self.model_copy(update=same)
+        details = self.details | ({"function": found.function} if found.function else {})
+        return self.model_copy(update={**same, "details": details})
 
 
 class OverlayRecord(Record):

@@ -129,6 +129,16 @@ class Component:
         """As `weights`, for the reference: the same but for sources that are changed on their way."""
         return self._in_use(self.checkpoint.reference_stored(self.folder))
 
+    def fused(self) -> Component:
+        """The component as it is exported: what the reference computes beside its weights (a LoRA) is in
+        them, and `reference_module` gives that."""
+        if not self.checkpoint.rounded(self.folder):
+            return self
+        other = replace(self, checkpoint=self.checkpoint.unattached())
+        # Cached properties: given a value, they are never read from the checkpoint.
+        other.__dict__["weights"] = other.__dict__["reference_weights"] = self.weights
+        return other
+
     def _in_use(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         result = {}
         for stored_name, tensor in stored.items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from exporter.artifact import FileRecord, OverlayRecord, hash_file
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
@@ -164,6 +165,13 @@ class Checkpoint:
     def rounded(self, folder: str) -> frozenset[str]:
         """Layers whose exported weight is rounded once more than the reference's (a fused LoRA)."""
         return frozenset()
+
+    def unattached(self) -> Self:
+        """The same checkpoint, whose modules compute nothing beside their weights."""
+        other = copy.copy(self)
+        object.__setattr__(other, "attach", lambda folder, module, dtype: None)
+        object.__setattr__(other, "reference_digest", lambda folder: "")
+        return other
 
     @property
     def overlays(self) -> tuple[OverlayRecord, ...]:

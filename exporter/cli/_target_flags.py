@@ -17,7 +17,7 @@ COMMON = [
     click.option(
         "--static", multiple=True, metavar="BxHxW",
         help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512; repeatable for "
-        "onnx and openvino.",
+        "onnx, openvino and coreml.",
     ),
     click.option(
         "--dtype", metavar="DTYPE",

@@ -12,7 +12,6 @@ Three questions instead of one:
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterable
@@ -29,7 +28,7 @@ from exporter.parity.stated import stated
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
     from exporter.artifact import ComponentRecord
-    from exporter.checkpoints import Checkpoint, StoredTensor
+    from exporter.checkpoints import StoredTensor
     from exporter.parity.measure import Opened
     from exporter.targets.base import QuantisedWeight, Runner
 
@@ -118,7 +117,7 @@ def restored(
             f"the manifest and the file disagree about what is quantised: {odd[0]} ({len(odd)} in all)"
         )
     checkpoint = component.checkpoint
-    other = replace(component, checkpoint=_without_attachments(checkpoint) if fused else checkpoint)
+    other = replace(component, checkpoint=checkpoint.unattached() if fused else checkpoint)
     # Cached properties: given a value, they are never read from the checkpoint.
     other.__dict__["weights"] = other.__dict__["reference_weights"] = {**originals, **stored}
     return other, compression, faults
@@ -205,14 +204,6 @@ def _coarseness(step: np.ndarray, original: np.ndarray, label: str, palette: np.
     fine = np.where(reach == 0, np.inf, reach / codes)  # zeros alone have any step
     # A scale that float16 holds badly is the next larger number it has.
     return float(((step.reshape(rows, -1, group).max(-1) - 2.0**-24) / fine).max())
-
-
-def _without_attachments(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, adding nothing beside the weights: they have it."""
-    plain = copy.copy(checkpoint)
-    object.__setattr__(plain, "attach", lambda folder, module, dtype: None)
-    object.__setattr__(plain, "reference_digest", lambda folder: "")
-    return plain
 
 
 def _write(tensors: dict[str, np.ndarray], path: Path) -> dict[str, StoredTensor]:

@@ -69,8 +69,8 @@ class SeveralSizes(Options):
     """Options of a format that takes `--static` more than once.
 
     Attributes:
-        more_sizes: The sizes after the first. Each lies beside it as a file of its own that shares the
-            weights.
+        more_sizes: The sizes after the first. Each lies beside it as a file of its own, or in the same file,
+            and shares the weights.
     """
 
     more_sizes: tuple[Static, ...] = Field(default=())

@@ -2,6 +2,7 @@
 
 The stated limits of `exporter verify` rest on this table: least SQNR of any output of each component, and
 least PSNR of any picture, against the unquantised model; the embedded trained model and random tiny ones.
+The steps that are compared are spread over a picture's, the first and the last one among them.
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int4 asymmetric, groups of 32": {"weights": "int4", "group_size": 32},
     "int4 asymmetric, ratio 0.5": {"weights": "int4", "ratio": 0.5},
 }
+CORE_ML: dict[str, dict[str, Any]] = {
+    "palette of 2 bits": {"palettize": "2"},
+    "palette of 4 bits": {"palettize": "4"},
+    "palette of 6 bits": {"palettize": "6"},
+    "palette of 8 bits": {"palettize": "8"},
+    "int8": {"quantize": "int8"},
+    "int4": {"quantize": "int4", "deployment_target": "iOS18"},
+}
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--to", default="onnx", choices=["onnx", "openvino"])
+    parser.add_argument("--to", default="onnx", choices=["onnx", "openvino", "coreml"])
     parser.add_argument("--seeds", type=int, default=3, help="random tiny models")
     parser.add_argument("--schemes", help="numbers of the list, separated by commas; all by default")
     args = parser.parse_args()
-    chosen = list(SCHEMES)
+    schemes = CORE_ML if args.to == "coreml" else SCHEMES
+    chosen = list(schemes)
     if args.schemes:
         chosen = [chosen[int(number)] for number in args.schemes.split(",")]
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +52,7 @@ def main() -> None:
         print("|---|---|" + "---|" * (len(COMPONENTS) + 3))
         for source in ("builtin:shapes", *_tiny(Path(folder), args.seeds)):
             for name in chosen:
-                print(_row(source, name, args.to, Path(folder)), flush=True)
+                print(_row(source, name, schemes[name], args.to, Path(folder)), flush=True)
 
 
 def _tiny(folder: Path, seeds: int) -> list[str]:
@@ -51,12 +61,12 @@ def _tiny(folder: Path, seeds: int) -> list[str]:
     return [str(make_tiny(folder / f"tiny-{seed}", seed=seed)) for seed in range(seeds)]
 
 
-def _row(source: str, scheme: str, target: str, folder: Path) -> str:
+def _row(source: str, scheme: str, options: dict[str, Any], target: str, folder: Path) -> str:
     from exporter.conversion import convert, make_plan
     from exporter.parity import verify
 
     root = folder / "artifact"
-    convert(make_plan(source, target, root, SCHEMES[scheme], verify=False))
+    convert(make_plan(source, target, root, options, verify=False))
     builtin = source.startswith("builtin:")
     settings: dict[str, Any] = {} if builtin else {"steps": 3, "samples": 3}
     report = verify(root, precision_hint="f32", bisect=False, **settings)

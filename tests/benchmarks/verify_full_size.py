@@ -59,12 +59,13 @@ def main() -> None:
             make_full_size(checkpoint)
         artifact = work / f"sd15-{options.target}"
         program = [sys.executable, "-m", "exporter", "--json"]
+        chosen = [part for name in options.component for part in ("--component", name)]
         if not artifact.exists():
             plan = ["convert", checkpoint, "--to", options.target, "-o", artifact, "--no-verify"]
-            result = measured([*program, *map(str, plan)])
+            result = measured([*program, *map(str, plan), *chosen])
             print(f"convert: {result.seconds:.0f} s, peak {result.peak / 1e9:.2f} GB, exit {result.code}")
         asked = ["verify", artifact, "--steps", options.steps, "--samples", options.samples]
-        asked += [part for name in options.component for part in ("--component", name)]
+        asked += chosen
         asked += ["--prompts", options.prompts] if options.prompts else []
         asked += ["--no-pipeline"] if options.no_pipeline else []
         result = measured([*program, *map(str, asked)])

@@ -74,7 +74,9 @@ class CoremlTarget(Target):
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         from exporter.targets.coreml.runner import CoremlRunner
 
-        return CoremlRunner(root / component.entry, component.name, options or RunOptions())
+        function = component.details.get("function")
+        chosen = function if isinstance(function, str) else None
+        return CoremlRunner(root / component.entry, component.name, options or RunOptions(), chosen)
 
     def unchecked(self, root: Path) -> dict[str, str]:
         from exporter.targets.coreml.native import unchecked

@@ -17,17 +17,20 @@ from exporter.targets.coreml.native import CoreMl
 from exporter.targets.coreml.package import Package, open_package
 
 
-def packages(path: Path) -> list[Package]:
+def packages(path: Path, function: str | None = None) -> list[Package]:
     """The package of a component, or both where it is the first of two.
+
+    Args:
+        function: Of several; None is the default one.
 
     Raises:
         ArtifactError: One is missing or damaged, or they do not belong together.
     """
-    first = open_package(path)
+    first = open_package(path, function)
     other = second_of(path)
     if other is None:
         return [first]
-    second = open_package(other)
+    second = open_package(other, first.function)
     given = {feature.name: feature for feature in first.spec.description.output}
     taken = {feature.name: feature for feature in second.spec.description.input}
     for name, feature in given.items():

@@ -13,9 +13,10 @@ from huggingface_hub import snapshot_download
 
 for package in sorted(Path(snapshot_download("{repo}")).glob("*.mlpackage")):
     description = coremltools.utils.load_spec(str(package)).description
-    print(package.name)
-    for feature in (*description.input, *description.output):
-        print("  ", feature.name, list(feature.type.multiArrayType.shape))"""
+    for function in description.functions or [description]:  # a function a size
+        print(package.name, getattr(function, "name", ""))
+        for feature in (*function.input, *function.output):
+            print("  ", feature.name, list(feature.type.multiArrayType.shape))"""
 
 
 def apple(repo: str, manifest: Manifest) -> list[Client]:
@@ -28,8 +29,9 @@ def apple(repo: str, manifest: Manifest) -> list[Client]:
     )
     clients = [Client("Swift (ml-stable-diffusion)", "", "sh", swift, system="macOS")]
     source = manifest.source.source
-    chunked = bool(manifest.options.get("chunk"))  # the Python runner opens a UNet in one package only
-    if not source.startswith("builtin:") and "/" in source and not chunked:
+    # the Python runner opens a UNet in one package only, and reads the inputs of a package of one size
+    swift_only = bool(manifest.options.get("chunk")) or bool(manifest.sizes())
+    if not source.startswith("builtin:") and "/" in source and not swift_only:
         python = (
             f"{fetch}\n"
             f'python -m python_coreml_stable_diffusion.pipeline --prompt "{PROMPT}" -i model -o . '

@@ -61,6 +61,19 @@ class How:
         return cls(kind, int(label.removeprefix(kind)))
 
 
+@dataclass(frozen=True)
+class Smaller:
+    """What was compressed.
+
+    Attributes:
+        weights: The component's key of each weight → how it is stored.
+        details: For the manifest (`described`).
+    """
+
+    weights: dict[str, How]
+    details: dict[str, Any]
+
+
 def encode(values: np.ndarray, how: How, dtype: str) -> Palette | Integers:
     """A weight in fewer bits.
 

@@ -91,16 +91,18 @@ def save(model: Any, path: Path) -> list[Path]:
 
 
 def name_items(manifest: Path) -> None:
-    """Replace the manifest's random identifiers by ones made of what they name."""
+    """Replace the manifest's random identifiers by ones made of what they name.
+
+    In their order, for so does coremltools write it, and that whenever a package is opened: in another order
+    it would change a file of an artifact by looking at it.
+    """
     data = json.loads(manifest.read_text(encoding="utf-8"))
     names = {
         old: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])).upper()
         for old, entry in data["itemInfoEntries"].items()
     }
-    data["itemInfoEntries"] = {
-        names[old]: entry
-        for old, entry in sorted(data["itemInfoEntries"].items(), key=lambda item: str(item[1]["path"]))
-    }
+    entries = {names[old]: entry for old, entry in data["itemInfoEntries"].items()}
+    data["itemInfoEntries"] = dict(sorted(entries.items()))
     data["rootModelIdentifier"] = names[data["rootModelIdentifier"]]
     manifest.write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
 

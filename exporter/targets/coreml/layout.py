@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exporter.architectures.base import Component, Size
+    from exporter.checkpoints import Checkpoint
 
 RESOURCES = "Resources"
 RESOURCE_NAMES = {
@@ -226,6 +228,14 @@ def to_apple(binding: Binding, array: np.ndarray, shape: tuple[int, ...]) -> np.
     if binding.form == "text":
         return array.transpose(0, 2, 1)[:, :, None, :]
     return np.broadcast_to(array.reshape(()), shape) if binding.form == "rows" else array
+
+
+def model_id(checkpoint: Checkpoint) -> str:
+    """What Apple calls the model version: the id on the Hub, or the name of a local folder."""
+    if checkpoint.source.startswith("builtin:"):
+        return checkpoint.source.removeprefix("builtin:")
+    local = Path(checkpoint.source).expanduser()
+    return local.resolve().name if local.exists() else checkpoint.source
 
 
 def package_name(model: str, component: str) -> str:

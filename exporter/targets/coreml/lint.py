@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.targets.coreml.chunks import PARTS
+from exporter.targets.coreml.functions import SPEC_18
 from exporter.targets.coreml.interpreter import ARRAY_TYPES
 from exporter.targets.coreml.layout import INPUTS, OUTPUTS, is_xl_text
-from exporter.targets.coreml.package import Package
+from exporter.targets.coreml.package import Functions, Package
 
 LATENT_CHANNELS = 4
 PREFIXES = ("Stable_Diffusion_version_", "ControlNet_")
@@ -31,11 +32,13 @@ class Port:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One of the packages of a UNet in two."""
+    """A package: the only one, or one of a UNet in two. `functions` are those of several sizes."""
 
     file_name: str
     inputs: dict[str, Port]
     outputs: dict[str, Port]
+    version: int
+    functions: Functions | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Subject:
     Attributes:
         half: Whether the arithmetic is float16, as far as the inputs tell: a float32 package takes
             float32 and is meant for proof, not for Apple's Python runner.
-        chunks: Of a UNet in two packages, each one's (file name, inputs, outputs); `inputs` are then those
-            of both that are not handed on, `outputs` the second's.
+        packages: Each package; of a UNet in two, `inputs` are those of both that are not handed on, and
+            `outputs` the second's.
     """
 
     component: str
@@ -54,7 +57,12 @@ class Subject:
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     half: bool
-    chunks: tuple[Chunk, ...] = ()
+    packages: tuple[Chunk, ...]
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Of a UNet in two packages both, else nothing."""
+        return self.packages if len(self.packages) > 1 else ()
 
 
 Rule = Callable[[Subject], list[str]]
@@ -82,7 +90,7 @@ def lint(package: Package, component: str, second: Package | None = None) -> lis
         inputs,
         outputs,
         half=any(port.dtype == "float16" for port in inputs.values()),
-        chunks=tuple(chunks) if second is not None else (),
+        packages=tuple(chunks),
     )
     return [f"Apple's runners: {fault}" for check in RULES for fault in check(subject)]
 
@@ -93,6 +101,8 @@ def _chunk(package: Package) -> Chunk:
         package.path.name,
         {f.name: _port(f) for f in description.input},
         {f.name: _port(f) for f in description.output},
+        package.spec.specificationVersion,
+        package.functions,
     )
 
 
@@ -262,3 +272,32 @@ def handed_on(subject: Subject) -> list[str]:
         for name in second.inputs
         if name not in first.outputs and name not in known
     ]
+
+
+@rule
+def several_sizes(subject: Subject) -> list[str]:
+    """`ManagedMLModel.loadModel` in Swift names no function, so Core ML takes the default one;
+    `save_multifunction` in coremltools' `models/utils.py` describes each function, names the default, and
+    gives such a package the specification version of iOS 18. Swift loads both chunks in the same way, so
+    their default sizes have to be the same."""
+    faults = []
+    for package in subject.packages:
+        functions = package.functions
+        if functions is None:
+            continue
+        if functions.default not in functions.described:
+            faults.append(f"{package.file_name} names {functions.default!r} as default, which it lacks")
+        if sorted(functions.described) != sorted(functions.programs):
+            faults.append(
+                f"{package.file_name} describes the functions {', '.join(functions.described)} and has "
+                f"programs for {', '.join(functions.programs)}"
+            )
+        if package.version < SPEC_18:
+            faults.append(
+                f"{package.file_name} has several functions and specification version {package.version}; "
+                f"Core ML wants {SPEC_18}, that of iOS 18"
+            )
+    offered = {(p.functions.described, p.functions.default) if p.functions else () for p in subject.packages}
+    if len(offered) > 1:
+        faults.append("the chunks have other functions, or another default, than each other")
+    return faults

@@ -42,10 +42,11 @@ class CoreMl:
         units = getattr(ct.ComputeUnit, compute_units(package, options))
         self.outputs = [feature.name for feature in package.spec.description.output]
         compiled = compiled_models(package.path.parent).get(RESOURCE_NAMES.get(component, ""))
+        chosen = {"compute_units": units, "function_name": package.function}
         self._model: Any = (
-            ct.models.CompiledMLModel(str(compiled), compute_units=units)
+            ct.models.CompiledMLModel(str(compiled), **chosen)
             if compiled is not None
-            else ct.models.MLModel(str(package.path), compute_units=units)
+            else ct.models.MLModel(str(package.path), **chosen)
         )
 
     def predict(

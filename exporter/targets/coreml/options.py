@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from exporter.targets.base import Dtype, Options
+from exporter.targets.base import Dtype, SeveralSizes
 from exporter.targets.coreml.attention import Attention
 from exporter.targets.coreml.layout import INPUTS
 from exporter.targets.coreml.palettes import PALETTE_BITS, Integer
@@ -20,14 +20,15 @@ ALL = "all"
 MIXED = "mixed:"
 
 
-class CoremlOptions(Options):
+class CoremlOptions(SeveralSizes):
     """Options of `--to coreml`.
 
     Attributes:
         dtype: Of weights and arithmetic; `float16` is what the Neural Engine and Apple's runners take.
             The table of timestep frequencies and its sine stay float32, and masks stay finite.
-        static: Only one picture at a time: `1xHEIGHTxWIDTH`. A package has one size; without this it is
-            the size the model was trained at.
+        static: Only one picture at a time: `1xHEIGHTxWIDTH`. Without it the size the model was trained at.
+        more_sizes: The sizes after the first: further functions of the same package, which share its
+            weights. From iOS 18 and macOS 15 on.
         attention: Of the UNet. `split_einsum` suits the Neural Engine, `split_einsum_v2` the same for
             large pictures, `original` the GPU.
         compute_units: Where the package is meant to run; recorded, and used on macOS.
@@ -89,8 +90,18 @@ class CoremlOptions(Options):
 
     @model_validator(mode="after")
     def _one_picture(self) -> CoremlOptions:
-        if self.static is not None and self.static[0] != 1:
-            raise ValueError(f"Apple's runners take one picture at a time, not {self.static[0]}: use 1xHxW")
+        for pictures, _, _ in self.sizes():
+            if pictures != 1:
+                raise ValueError(f"Apple's runners take one picture at a time, not {pictures}: use 1xHxW")
+        return self
+
+    @model_validator(mode="after")
+    def _several_sizes_where_there_are_functions(self) -> CoremlOptions:
+        if self.more_sizes and self.deployment_target in BEFORE_18:
+            raise ValueError(
+                "several sizes in one package need --deployment-target iOS18, macOS15 or later, not "
+                f"{self.deployment_target}; for that make an artifact for each size"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,11 +3,15 @@
 An `.mlpackage` is a folder: `Manifest.json` names the root model (`Data/com.apple.CoreML/model.mlmodel`,
 a protobuf) and whatever else belongs to it (`weights/weight.bin`). Everything read here may come from a
 stranger, so no path may leave the package.
+
+A package may hold several functions, a size each (`functions.py`). Whoever opens one sees the one asked for,
+as if it were alone.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +28,25 @@ SCALARS_KEY = "exporter.scalars"
 """Where the export notes scalar constants as they were before they were rounded to float16."""
 SPEC_VERSIONS = range(6, 11)
 """ML programs: 6 (iOS 15) to 10 (iOS 26)."""
+MAIN = "main"
+"""The function of a package that has one."""
+NOTE_OF = ":"
+"""Between the key of a note and the function that it is about, where that is not the default one."""
+
+
+@dataclass(frozen=True)
+class Functions:
+    """What a package of several functions says of them.
+
+    Attributes:
+        described: Those with inputs and outputs, in order.
+        programs: Those with a program.
+        default: The one that a client gets that names none.
+    """
+
+    described: tuple[str, ...]
+    programs: tuple[str, ...]
+    default: str
 
 
 @dataclass(frozen=True)
@@ -32,13 +55,17 @@ class Package:
 
     Attributes:
         path: The folder.
-        spec: `coremltools.proto.Model_pb2.Model`.
+        spec: `coremltools.proto.Model_pb2.Model`; of several functions it shows one, as `main`.
         folder: Of the specification: what `@model_path` stands for.
+        function: The name of that one; None where there is only one.
+        functions: All of them; None where there is only one.
     """
 
     path: Path
     spec: Any
     folder: Path
+    function: str | None = None
+    functions: Functions | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -55,11 +82,34 @@ class Package:
             return {}
 
 
-def open_package(path: Path) -> Package:
+def open_package(path: Path, function: str | None = None) -> Package:
     """Read a package's specification; weights are not touched.
 
+    Args:
+        function: Of several; None is the default one.
+
     Raises:
-        ArtifactError: It is missing, truncated, of an unknown version, no ML program, or points outside.
+        ArtifactError: It is missing, truncated, of an unknown version, no ML program, or points outside, or
+            has no such function.
+    """
+    package = as_stored(path)
+    found = functions_of(package.spec)
+    if found is None:
+        if function not in (None, *package.spec.mlProgram.functions):
+            raise _no_function(path, str(function), package.spec.mlProgram.functions)
+        return package
+    chosen = found.default if function is None else function
+    if found.described.count(chosen) != 1 or chosen not in found.programs:
+        raise _no_function(path, chosen, found.described)
+    _show(package.spec, chosen)
+    return Package(path, package.spec, package.folder, chosen, found)
+
+
+def as_stored(path: Path) -> Package:
+    """A package with its specification as it lies on the disk, all functions in it.
+
+    Raises:
+        ArtifactError: As `open_package`.
     """
     if path.suffix == COMPILED:
         raise ArtifactError(
@@ -73,6 +123,41 @@ def open_package(path: Path) -> Package:
         )
     model = _model_file(path)
     return Package(path, read_spec(model), model.parent)
+
+
+def functions_of(spec: Any) -> Functions | None:
+    """The functions of a specification that describes several; None where it has one."""
+    described = tuple(function.name for function in spec.description.functions)
+    if not described:
+        return None
+    programs = tuple(sorted(spec.mlProgram.functions))
+    return Functions(described, programs, spec.description.defaultFunctionName)
+
+
+def _no_function(path: Path, name: str, names: Iterable[str]) -> ArtifactError:
+    return ArtifactError(f"{path.name} has no function {name!r}; it has: {', '.join(sorted(names))}.")
+
+
+def _show(spec: Any, name: str) -> None:
+    """Turn a specification of several functions into that of one of them, with the notes about it."""
+    description, functions = spec.description, spec.mlProgram.functions
+    (chosen,) = (function for function in description.functions if function.name == name)
+    for side in ("input", "output", "state"):
+        del getattr(description, side)[:]
+        getattr(description, side).extend(getattr(chosen, side))
+    program = type(functions[name])()
+    program.CopyFrom(functions[name])
+    for each in list(functions):
+        del functions[each]
+    functions[MAIN].CopyFrom(program)
+    del description.functions[:]
+    description.defaultFunctionName = ""
+    notes = description.metadata.userDefined
+    for key in [key for key in notes if NOTE_OF in key]:
+        base, _, function = key.rpartition(NOTE_OF)
+        if function == name:
+            notes[base] = notes[key]
+        del notes[key]
 
 
 def _model_file(path: Path) -> Path:

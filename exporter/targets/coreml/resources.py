@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.targets.coreml.chunks import PARTS
-from exporter.targets.coreml.export import compile_command, model_id
-from exporter.targets.coreml.layout import RESOURCE_NAMES, RESOURCES, package_name
+from exporter.targets.coreml.export import compile_command
+from exporter.targets.coreml.layout import RESOURCE_NAMES, RESOURCES, model_id, package_name
 from exporter.targets.coreml.native import compiled_models, has_core_ml
 
 if TYPE_CHECKING:

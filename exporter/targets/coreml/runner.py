@@ -13,11 +13,11 @@ from exporter.artifact import TensorRecord
 from exporter.errors import ArtifactError, BackendMissing, UsageError
 from exporter.targets.base import Peak, QuantisedWeight, Runner, RunOptions
 from exporter.targets.coreml.chained import Chained, ChainedCoreMl, packages
-from exporter.targets.coreml.export import MODULES_KEY, OWNERS_KEY
 from exporter.targets.coreml.interpreter import Feature, Mode, Model
 from exporter.targets.coreml.interpreter.peaks import LARGEST_HALF, Peaks
 from exporter.targets.coreml.layout import INPUTS, OUTPUTS, OUTPUTS_KEY, Binding, our_shape, to_apple
 from exporter.targets.coreml.native import CoreMl, use_core_ml
+from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY
 from exporter.targets.coreml.package import COMPILED, Package
 
 
@@ -42,6 +42,7 @@ class CoremlRunner(Runner):
         options: With `f32`, a float16 package is computed in float32 without rounding: the graph without
             its precision. `f16` and `default` round every value to its declared dtype. On macOS these
             two run Core ML itself, unless the device is `interpreter`.
+        function: Of a package of several sizes; None is the default one.
 
     Raises:
         ArtifactError: The package is missing, damaged, or has an operation that is unknown.
@@ -49,7 +50,7 @@ class CoremlRunner(Runner):
         UsageError: Core ML has no such precision.
     """
 
-    def __init__(self, path: Path, component: str, options: RunOptions) -> None:
+    def __init__(self, path: Path, component: str, options: RunOptions, function: str | None = None) -> None:
         if component not in INPUTS:
             raise ArtifactError(f"{path.name}: Apple's runners know no component {component!r}.")
         if options.precision_hint == "bf16":
@@ -60,7 +61,7 @@ class CoremlRunner(Runner):
                 hint="Give the .mlpackage it was compiled from.",
             )
         self.path, self.component = path, component
-        parts = packages(path)
+        parts = packages(path, function)
         package = parts[0]
         stored = weight_dtype(package)
         half = stored == "float16" and options.precision_hint != "f32"

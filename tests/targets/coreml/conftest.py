@@ -59,6 +59,7 @@ def export(source: Path, root: Path, names: tuple[str, ...] = NAMES, **options: 
             parameters=component.parameters,
             dtype=result.dtype or parsed.dtype,
             details=dict(result.details),
+            sizes=list(result.sizes),
         )
     shared = target.finish(checkpoint, list(components.values()), parsed, root)
     return Exported(root, components, records, shared)

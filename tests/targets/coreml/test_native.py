@@ -39,7 +39,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
             package = (
                 next(path.parent.parent.glob("*_unet.mlpackage")) if path.suffix != ".mlpackage" else path
             )
-            self.model = load(package, mode="emulate")
+            self.model = load(package, mode="emulate", function=bound.get("function_name"))
 
         def predict(self, *given: Any, **named: Any) -> dict[str, np.ndarray]:
             data = self.signature.bind(self, *given, **named).arguments["data"]

@@ -15,8 +15,9 @@ from exporter.errors import UnsupportedError, UsageError
 from exporter.planning import make_plan
 from exporter.targets.coreml import CoremlOptions, CoremlTarget
 from exporter.targets.coreml.attention import CHUNK, split_attention
-from exporter.targets.coreml.export import compile_command, describe
+from exporter.targets.coreml.export import compile_command
 from exporter.targets.coreml.layout import DESCRIPTIONS, layout_of
+from exporter.targets.coreml.notes import describe
 from exporter.targets.coreml.package import open_package
 from tests.targets.coreml.conftest import NAMES, Exported, export
 

@@ -22,7 +22,7 @@ from exporter.errors import ArtifactError
 from exporter.targets.coreml.interpreter.machine import Mode, Program
 from exporter.targets.coreml.interpreter.peaks import Peaks
 from exporter.targets.coreml.interpreter.values import Constants
-from exporter.targets.coreml.package import Package, open_package
+from exporter.targets.coreml.package import MAIN, Package, open_package
 
 ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
 """`ArrayFeatureType.ArrayDataType` → numpy dtype name."""
@@ -53,20 +53,17 @@ class Model:
         package: The files.
     """
 
-    def __init__(self, package: Package, mode: Mode, function: str = "main") -> None:
+    def __init__(self, package: Package, mode: Mode) -> None:
         self.package, self.mode = package, mode
         functions = package.spec.mlProgram.functions
-        if function not in functions:
+        if MAIN not in functions:
             raise ArtifactError(
-                f"{package.path.name} has no function {function!r}; it has: {', '.join(sorted(functions))}."
+                f"{package.path.name} has no function {MAIN!r}; it has: {', '.join(sorted(functions))}."
             )
-        self.program = Program(functions[function], Constants(package), package.path.name)
+        self.program = Program(functions[MAIN], Constants(package), package.path.name)
         if mode == "unrounded":
             self.program.refine(package.scalars)
         description = package.spec.description
-        if description.functions:
-            found = [f for f in description.functions if f.name == function]
-            description = found[0] if found else description
         self.inputs = tuple(_feature(f, package) for f in description.input)
         self.outputs = tuple(_feature(f, package) for f in description.output)
         for feature in self.inputs:
@@ -134,19 +131,19 @@ class Model:
                 raise ValueError(f"input {name!r} is declared {allowed}, got {list(value.shape)}")
 
 
-def load(path: str | Path, *, mode: Mode | None = None, function: str = "main") -> Model:
+def load(path: str | Path, *, mode: Mode | None = None, function: str | None = None) -> Model:
     """Open a package in the interpreter.
 
     Args:
         path: An `.mlpackage`.
         mode: `exact`, `emulate` or `unrounded` (see `Program.run`); None is `emulate`, which for a
             float32 package is the same as `exact`.
-        function: Of a package with several.
+        function: Of a package with several, a size each (`size_512x768`); None is the default one.
 
     Raises:
         ArtifactError: It is missing, damaged, points outside itself, or has an operation that is unknown.
     """
-    return Model(open_package(Path(path).expanduser()), mode or "emulate", function)
+    return Model(open_package(Path(path).expanduser(), function), mode or "emulate")
 
 
 def _feature(proto: Any, package: Package) -> Feature:
