@@ -56,6 +56,7 @@ def bisect(
     if chosen is None:
         return None
     case = next(c for c in cases if c.id == chosen.id)
+    held = next(run.truth for run in report.runs if run.mode == mode)
     with opened() as runner:
         names = runner.module_names()
         if not names:
@@ -69,7 +70,7 @@ def bisect(
         rows: dict[str, ModuleRow] = {}
         wanted = names
         while picked := _pick(wanted, rows, known):
-            truth = _outputs(component, case, picked, "float32", "float64")
+            truth = _outputs(component, case, picked, held, "float64")
             floors = [
                 _outputs(component, case, picked, opened.weights, opened.arithmetic, layout)
                 for layout in layouts_of(component)

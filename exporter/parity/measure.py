@@ -37,6 +37,7 @@ class Opened:
     Attributes:
         weights: Dtype the weights are stored in.
         arithmetic: Dtype it computes in; known once it was opened.
+        only_rounded: Its weights are the checkpoint's but for that; known once it was opened.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Opened:
         stored = rest if record.dtype not in STORED else record.dtype  # what is not quantised
         self.weights = stored if stored in STORED else "float32"
         self.arithmetic = self.weights if self.weights in FLOATS else "float32"
+        self.only_rounded = False
 
     def __call__(self, *, peaks: bool = False) -> Runner:
         from exporter.targets.base import RunOptions
@@ -65,7 +67,19 @@ class Opened:
         )
         if runner.precision in FLOATS:
             self.arithmetic = str(runner.precision)
+        self.only_rounded = runner.only_rounded
         return runner
+
+    def truth(self, component: Component) -> str:
+        """What the weights of the truth are rounded to.
+
+        A graph that is computed in more than its weights are stored in is held against a truth with the same
+        weights: next to the rounding of all weights, a fault of the graph a thousand times the noise of its
+        arithmetic would not be seen. Not so where something else becomes of them (a LoRA is fused).
+        """
+        wider = self.weights in ("float16", "bfloat16") and self.arithmetic == "float32"
+        same = self.only_rounded and not component.checkpoint.rounded(component.folder)
+        return self.weights if wider and same else "float32"
 
 
 @dataclass
@@ -142,7 +156,8 @@ def measure(
     """The metrics of a replay, and of PyTorch at the same precision beside them.
 
     Args:
-        truths: float64 outputs of the reference for every case.
+        truths: float64 outputs of the reference for every case. Where `opened` has weights that are only
+            rounded, and computes in more, they are computed anew with these (`Opened.truth`).
         originals: The same with the checkpoint's weights, where `component` has quantised ones.
     """
     import numpy as np
@@ -153,6 +168,9 @@ def measure(
         run.note = "takes whole timesteps only: schedulers with fractional ones (Euler, LMS) are not covered"
     if not any(played.outputs):
         return run
+    run.truth = opened.truth(component) if originals is None else "float32"
+    if run.truth != "float32":
+        truths = evaluate(component, cases, weights=run.truth, arithmetic="float64", cache=cache)
     precision = {"weights": opened.weights, "arithmetic": opened.arithmetic}
     floors = {
         layout: evaluate(component, cases, **precision, layout=layout, tick=tick, cache=cache)

@@ -79,8 +79,7 @@ class Case(Part):
 
     Attributes:
         id: Unique within the component.
-        kind: `captured` from the reference run, or `batch`, `aspect`, `sequence`, `timestep`,
-            `vocabulary`: a shape or value that the export did not trace.
+        kind: `captured` from the reference run, or what the export did not trace (`batch`, `aspect` …).
         inputs: Name → `dtype[shape]`.
         conversions: What had to be cast for the artifact, in words.
         problems: Structural faults (names, shapes, dtypes, NaN, a refusal): each one is a FAIL.
@@ -129,9 +128,9 @@ class Run(Part):
         mode: `graph`: arithmetic as exact as the runtime offers. `default`: as clients run it.
         precision_hint: What was asked of the runtime.
         weights / arithmetic: Dtypes the noise floor was measured at.
-        gates: Whether an excess decides the verdict. Not so for a runtime's own default where the
-            manifest names another precision to run under: that is reported beside the verdict.
-            Structural faults and values that are not finite always decide.
+        truth: What the weights of the float64 truth were rounded to; `float32` leaves them as they are.
+        gates: Whether an excess decides the verdict (structural faults always do). Not so for a runtime's
+            own default where the manifest names another precision: that is reported beside it.
         note: What a reader should know about this run.
         peaks: Largest magnitudes in order of execution, where the format shows them.
         problems: Faults of this run that belong to no case: an overflow.
@@ -142,6 +141,7 @@ class Run(Part):
     precision_hint: str
     weights: str
     arithmetic: str
+    truth: str = "float32"
     gates: bool = True
     cases: list[Case] = Field(default_factory=list)
     note: str | None = None

@@ -162,6 +162,7 @@ class Runner(ABC):
         weights: The dtype of most stored weights, as the file says; None when it does not, or when
             most are no floating-point numbers.
         rounds_activations: The runtime, run this way, also quantises what flows between the weights.
+        only_rounded: Every weight is the checkpoint's, rounded to `weights` and in no other way changed.
     """
 
     inputs: tuple[TensorRecord, ...]
@@ -169,6 +170,7 @@ class Runner(ABC):
     precision: str | None = None
     weights: str | None = None
     rounds_activations: bool = False
+    only_rounded: bool = False
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MODULES_KEY = "exporter.modules"
 OWNERS_KEY = "exporter.owners"
+VERSION_KEY = "exporter.version"
 DATE_KEY = "com.github.apple.coremltools.conversion_date"
 
 
@@ -92,7 +93,7 @@ def describe(model: Any, component: Component, layout: Layout, options: CoremlOp
     notes["exporter.component"] = component.name
     notes["exporter.attention"] = options.attention if component.name == "unet" else "original"
     notes["exporter.compute_units"] = options.compute_units
-    notes["exporter.version"] = version("exporter")
+    notes[VERSION_KEY] = version("exporter")
     if checkpoint.revision:
         notes["exporter.revision"] = checkpoint.revision
     notes["identifier"] = name

@@ -17,7 +17,7 @@ from exporter.targets.coreml.interpreter import Feature, Mode, Model
 from exporter.targets.coreml.interpreter.peaks import LARGEST_HALF, Peaks
 from exporter.targets.coreml.layout import INPUTS, OUTPUTS, OUTPUTS_KEY, Binding, our_shape, to_apple
 from exporter.targets.coreml.native import CoreMl, use_core_ml
-from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY
+from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY, VERSION_KEY
 from exporter.targets.coreml.package import COMPILED, Package
 
 
@@ -67,6 +67,7 @@ class CoremlRunner(Runner):
         half = stored == "float16" and options.precision_hint != "f32"
         self.precision = "float16" if half else "float32"
         self.weights = stored
+        self.only_rounded = VERSION_KEY in package.metadata
         native = use_core_ml(options)
         mode: Mode = "emulate" if half else "unrounded" if stored == "float16" else "exact"
         self._parts = parts

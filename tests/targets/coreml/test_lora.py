@@ -33,6 +33,7 @@ def test_it_is_judged_as_what_it_is(made: Conversion, truths: Path) -> None:
     report = verify(made.artifact.root, cache=truths, min_sqnr=3, **QUICK)  # type: ignore[arg-type]
     assert report.verdict == "PASS", report.summary
     for component in report.components:
+        assert {run.truth for run in component.runs} == {"float32"}, "its weights are sums, rounded"
         checked = {check.name for check in component.compression.weights} if component.compression else set()
         assert {f"{name}.weight" for name in LAYERS[component.name] if large(component.name, name)} <= checked
 

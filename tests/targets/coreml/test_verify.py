@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,47 @@ def test_the_graph_is_judged_in_float32_and_the_package_in_float16(
     assert graph.gates and package.gates
     assert graph.worst is not None and package.worst is not None
     assert graph.worst.floor < package.worst.floor, "the first gate is the narrower one"
+
+
+def test_the_graph_is_judged_with_the_weights_it_has(honest: tuple[Path, Report]) -> None:
+    """Beside the rounding of all weights (6e-4 here) a fault of the graph would have room."""
+    _, report = honest
+    for name in ("unet", "vae_decoder"):
+        graph, package = runs(report, name)["graph"], runs(report, name)["default"]
+        assert (graph.truth, package.truth) == ("float16", "float32")
+        assert graph.worst is not None and package.worst is not None
+        assert graph.worst.value < 1e-5 and package.worst.value > 1e-4
+
+
+def tanh(package: Path) -> None:
+    """One gelu of the UNet in its other form: 1e-4 of the output."""
+    spec = read(package)
+    name = next(op for op in operations(spec) if op.type == "gelu").inputs["mode"].arguments[0].name
+    mode = next(op for op in operations(spec) if op.outputs and op.outputs[0].name == name)
+    mode.attributes["val"].immediateValue.tensor.strings.values[0] = "TANH_APPROXIMATION"
+    (package / "Data/com.apple.CoreML/model.mlmodel").write_bytes(spec.SerializeToString())
+
+
+def one_weight(package: Path) -> None:
+    """One convolution a thousandth too large."""
+    kernel = next(blob for blob in blobs(package) if len(blob.shape) == 4 and blob.dtype == "float16")
+    kernel.write((kernel.read().astype(np.float32) * 1.001).astype(np.float16))
+
+
+@pytest.mark.parametrize("fault", [tanh, one_weight])
+def test_a_fault_below_the_rounding_of_weights_is_found(
+    half: Exported, truths: Path, tmp_path: Path, fault: Callable[[Path], None]
+) -> None:
+    artifact = as_artifact(half, tmp_path / "artifact", ["unet"])
+    fault(artifact.root / half.records["unet"].entry)
+    rehash(artifact.root)
+    report = judge(artifact, truths)
+    (part,) = report.components
+    found = runs(report, "unet")
+    assert found["graph"].verdict == "FAIL" and found["default"].verdict == "PASS", "too small for float16"
+    assert report.verdict == "FAIL" and part.bisection is not None and part.bisection.first_bad, (
+        part.bisection
+    )
 
 
 def test_both_verdicts_are_shown(honest: tuple[Path, Report], tmp_path: Path) -> None:
