@@ -82,6 +82,7 @@ class Writer:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.part")
+        early: list[Future[None]] = []
         try:
             with beside.open("wb", buffering=0) as handle, Hashed(handle.fileno()) as out:
                 out.write(memoryview(header(entries)))
@@ -91,12 +92,12 @@ class Writer:
                     fresh += entry.source.nbytes
                     if fresh >= DIRTY:  # what is on its way already is not waited for at the end
                         fresh = 0
-                        self._flusher.submit(_sync, beside)
+                        early.append(self._flusher.submit(_sync, beside))
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
         self.digests[path] = out.digest
-        self._flushed.append(self._flusher.submit(_flush, beside, path))
+        self._flushed.append(self._flusher.submit(_flush, beside, path, early))
 
 
 def _sync(path: Path) -> None:
@@ -104,8 +105,15 @@ def _sync(path: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _flush(beside: Path, path: Path) -> None:
+def _flush(beside: Path, path: Path, early: Sequence[Future[None]]) -> None:
+    """Give a file its name once it is on the disk.
+
+    Linux tells of a failed write once; whoever opens the file later is told nothing, so the earlier flushes
+    are asked too.
+    """
     try:
+        for each in early:
+            each.result()
         _sync(beside)
         beside.replace(path)
     finally:
@@ -139,11 +147,22 @@ class Hashed:
         while data:
             data = data[os.write(self._descriptor, data) :]
 
+    def settle(self) -> None:
+        """Wait until nothing waits: tensors made in memory are not kept beside each other."""
+        self._waiting.join()
+
     def _hash(self) -> None:
         digest = hashlib.sha256()
-        while (piece := self._waiting.get()) is not None:
-            digest.update(piece)
-        self.digest.set_result(digest.hexdigest())
+        while True:
+            piece = self._waiting.get()
+            if piece is not None:
+                digest.update(piece)
+            ended = piece is None
+            del piece  # a tensor made on the way goes now, not when the next one comes
+            self._waiting.task_done()
+            if ended:
+                self.digest.set_result(digest.hexdigest())
+                return
 
 
 def _write_tensor(out: Hashed, entry: Entry, loss: Loss) -> None:
@@ -153,6 +172,7 @@ def _write_tensor(out: Hashed, entry: Entry, loss: Loss) -> None:
             _copy(out, entry.source)
         else:
             out.write(entry.source.raw())
+            out.settle()
         return
     for piece in _pieces(entry.source) if plain else _flat_pieces(entry.source.load()):
         out.write(_bytes(_cast(piece, entry, loss)))

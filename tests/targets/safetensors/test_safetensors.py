@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from exporter.artifact import Artifact, hash_files
 from exporter.checkpoints import resolve
 from exporter.conversion import convert, make_plan
-from exporter.errors import CheckpointError, UsageError
+from exporter.errors import CheckpointError, ExporterError, UsageError
 from exporter.parity import verify
+from exporter.targets.safetensors import stream
 
 SETTINGS = {"steps": 1, "samples": 1, "prompts": ["a red star"], "pipeline": False}
 
@@ -125,6 +126,22 @@ def test_what_transformers_opens_is_not_cast_to_float8(tiny: Path, tmp_path: Pat
     assert (record["text_encoder"], record["unet"]) == ("float32", "float8_e4m3fn")
     report = verify(out, components=["text_encoder"], cache=None, precision_hint="f32", **SETTINGS)
     assert report.verdict == "PASS", report.summary
+
+
+def test_a_flush_that_failed_once_is_not_forgotten(tiny: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Linux tells only the first one who asks that a write was lost."""
+    told = []
+
+    def failing(descriptor: int) -> None:
+        if not told:
+            told.append(descriptor)
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(stream, "DIRTY", 1)
+    monkeypatch.setattr(stream.os, "fsync", failing)
+    with pytest.raises((OSError, ExporterError), match="Input/output error"):
+        write(tiny, tmp_path / "out")
+    assert told and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("float8_e4m3fn", 500.0), ("float16", 1e5)])
