@@ -123,12 +123,12 @@ def _timestep(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch
 
 def _time_ids(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
     """Original size, crop, and target size (or aesthetic score), as the SDXL pipelines give them."""
+    import torch
+
     shape = spec.shape(size)
     numbers = [size.height, size.width, 0, 0, size.height, size.width]
     if shape[1] == 5:
         numbers = [size.height, size.width, 0, 0, 6]
-    import torch
-
     row = torch.tensor([numbers[i % len(numbers)] for i in range(shape[1])], dtype=torch.float32)
     crop = torch.randint(0, 64, (shape[0], 1), generator=generator)
     rows = row.repeat(shape[0], 1)

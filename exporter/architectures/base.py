@@ -134,9 +134,13 @@ class Component:
         them, and `reference_module` gives that."""
         if not self.checkpoint.rounded(self.folder):
             return self
-        other = replace(self, checkpoint=self.checkpoint.unattached())
+        return replace(self, checkpoint=self.checkpoint.unattached()).holding(self.weights)
+
+    def holding(self, weights: dict[str, StoredTensor]) -> Component:
+        """The component with other weights, in the reference too."""
+        other = replace(self)
         # Cached properties: given a value, they are never read from the checkpoint.
-        other.__dict__["weights"] = other.__dict__["reference_weights"] = self.weights
+        other.__dict__["weights"] = other.__dict__["reference_weights"] = weights
         return other
 
     def _in_use(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

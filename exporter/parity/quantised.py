@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,9 +85,8 @@ def restored(
     claimed = record.details.get("compression") or {}
     labels = dict(claimed.get("weights") or {})
     compression = Compression(scheme=str(claimed.get("scheme") or record.dtype))
-    # A LoRA is fused into what is written, and stands beside the weights in the reference.
-    fused = bool(component.checkpoint.rounded(component.folder))
-    originals = component.weights if fused else component.reference_weights
+    component = component.fused()
+    originals = component.reference_weights
     keys = {tensor.name: key for key, tensor in component.weights.items()}
     faults: list[str] = []
     stored: dict[str, StoredTensor] = {}
@@ -116,11 +114,7 @@ def restored(
         faults.append(
             f"the manifest and the file disagree about what is quantised: {odd[0]} ({len(odd)} in all)"
         )
-    checkpoint = component.checkpoint
-    other = replace(component, checkpoint=checkpoint.unattached() if fused else checkpoint)
-    # Cached properties: given a value, they are never read from the checkpoint.
-    other.__dict__["weights"] = other.__dict__["reference_weights"] = {**originals, **stored}
-    return other, compression, faults
+    return component.holding({**originals, **stored}), compression, faults
 
 
 def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> WeightCheck | None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.artifact import write_text_atomic
+
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
     from exporter.checkpoints import Checkpoint
@@ -98,7 +100,7 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    """Write readable JSON, its folder included."""
+    """Write readable JSON, its folder included. Whoever is hashing an earlier one reads that to its end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     return path

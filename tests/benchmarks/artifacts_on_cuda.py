@@ -27,6 +27,7 @@ def main() -> int:
     from exporter.checkpoints import resolve
     from exporter.conversion import convert, make_plan
     from exporter.graph.capture import trace_size
+    from exporter.parity.cases import Inputs, convert_inputs
     from exporter.targets import RunOptions, get_target
     from tests.tiny import make_tiny
 
@@ -48,12 +49,9 @@ def main() -> int:
                         wanted = part.reference_module()(**inputs)[0].double()
                     settings = RunOptions(device="cuda", trust=True)
                     with get_target(target).open(artifact.root, record, settings) as runner:
-                        given = {
-                            s.name: inputs[s.name].numpy().astype(s.dtype).reshape(
-                                inputs[s.name].shape if len(s.dims) == inputs[s.name].ndim else (1,)
-                            )
-                            for s in runner.inputs
-                        }  # fmt: skip
+                        given, _ = convert_inputs(
+                            Inputs(record.name, "captured", "example", inputs), runner.inputs
+                        )
                         found = torch.from_numpy(runner.run(given)[part.outputs[0].name]).double()
                     error = float((found - wanted).abs().max() / wanted.abs().max())
                     wrong += not (error <= LIMIT)

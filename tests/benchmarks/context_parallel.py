@@ -13,7 +13,6 @@ Needs torch, diffusers, transformers and pydantic only.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -24,8 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from exporter import techniques
-from tests.benchmarks.techniques_on_gpu import BF16, STEPS, flux_pipeline, paint
+from tests.benchmarks.techniques_on_gpu import BF16, STEPS, applied, flux_pipeline, paint
 
 CUDNN: dict[str, Any] = {"attention-backend": {"backend": "cudnn"}}
 COMPILE: dict[str, Any] = {"compile": {"regional": True}}
@@ -51,10 +49,7 @@ def slowest(seconds: float) -> float:
 
 def measure(pipeline: Any, given: list[Any], runs: int) -> tuple[float, float, int, torch.Tensor]:
     """Median and first seconds of a picture, bytes on the GPU at most, latents."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    undo = techniques.apply(pipeline, given)
-    try:
+    with applied(pipeline, given):
         times = []
         for _ in range(3 + runs):
             dist.barrier()
@@ -62,10 +57,6 @@ def measure(pipeline: Any, given: list[Any], runs: int) -> tuple[float, float, i
             latents = paint(pipeline, "flux")
             times.append(slowest(time.perf_counter() - began))
         return statistics.median(times[3:]), times[0], torch.cuda.max_memory_reserved(), latents
-    finally:
-        undo()
-        torch._dynamo.reset()
-        gc.collect()
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +190,8 @@ def paint(pipeline: Any, family: str) -> torch.Tensor:
 def alone(pipeline: Any, family: str) -> float:
     """Median seconds of the UNet by itself, given what the pipeline gives it, over 50 calls."""
     unet = pipeline.unet
-    side, dtype = (
-        (64 if family == "sd15" else 128),
-        torch.bfloat16 if unet.dtype.itemsize == 1 else unet.dtype,
-    )
+    side = 64 if family == "sd15" else 128
+    dtype = torch.bfloat16 if unet.dtype.itemsize == 1 else unet.dtype
     text = texts(family, dtype)
     sample = torch.randn(2, 4, side, side, device="cuda").to(dtype)
     added = None
@@ -223,11 +223,22 @@ def flop(pipeline: Any, family: str) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(pipeline: Any, family: str, given: list[Any], runs: int) -> dict[str, Any]:
+@contextmanager
+def applied(pipeline: Any, given: list[Any]) -> Iterator[None]:
+    """Techniques on a pipeline for a while; peaks of memory are counted from the beginning."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     undo = techniques.apply(pipeline, given)
     try:
+        yield
+    finally:
+        undo()
+        torch._dynamo.reset()
+        gc.collect()
+
+
+def measure(pipeline: Any, family: str, given: list[Any], runs: int) -> dict[str, Any]:
+    with applied(pipeline, given):
         began = time.perf_counter()
         latents = paint(pipeline, family)
         first = time.perf_counter() - began
@@ -238,16 +249,12 @@ def measure(pipeline: Any, family: str, given: list[Any], runs: int) -> dict[str
             began = time.perf_counter()
             latents = paint(pipeline, family)
             times.append(time.perf_counter() - began)
-        names = {part if isinstance(part, str) else next(iter(part)) for part in given}
+        names = {technique.name for technique in techniques.parse(given)}
         single = alone(pipeline, family) if family != "flux" and not names & IN_LOOP else None
         return {
             "alone": single, "first": first, "median": statistics.median(times), "fastest": min(times),
             "slowest": max(times), "memory": torch.cuda.max_memory_reserved(), "latents": latents,
         }  # fmt: skip
-    finally:
-        undo()
-        torch._dynamo.reset()
-        gc.collect()
 
 
 def main() -> None:

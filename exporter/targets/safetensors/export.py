@@ -71,11 +71,13 @@ def write_folder(
 ) -> tuple[list[Path], dict[str, Any]]:
     """The weights and the config of one folder.
 
+    Args:
+        options: Already those `suited` to the folder.
+
     Returns:
         The files, the one a client opens first (a single file, or the index) in front; and details:
         variant, shards, tied tensors left out, and for float8 what casting cost.
     """
-    options = suited(options, checkpoint, folder)
     stored, tied = without_tied(checkpoint, folder)
     layout = lay_out(
         (Entry(name, _dtype(name, tensor, options), tensor) for name, tensor in stored.items()),
@@ -92,8 +94,8 @@ def write_folder(
         written.append(base / name)
         progress.update(done + 1, name)
     if layout.index_name is not None and layout.index is not None:
-        written.insert(0, _once(base / layout.index_name, layout.index))
-    written.append(_once(base / "config.json", _config(checkpoint, folder, options)))
+        written.insert(0, write_json(base / layout.index_name, layout.index))
+    written.append(write_json(base / "config.json", _config(checkpoint, folder, options)))
     progress.done()
     details: dict[str, Any] = {
         "folder": folder, "variant": options.output_variant, "shards": len(layout.files), "tied": tied,
@@ -120,7 +122,8 @@ def finish(
     if {component.folder for component in every} <= held:
         for folder in _other_weights(checkpoint, held):
             with Writer() as writer:
-                files += write_folder(checkpoint, folder, options, staging, progress, writer)[0]
+                own = suited(options, checkpoint, folder)
+                files += write_folder(checkpoint, folder, own, staging, progress, writer)[0]
             files += _small_files(checkpoint, folder, staging)
             held.add(folder)
     files.append(write_json(staging / "model_index.json", model_index(checkpoint, components, also=held)))
@@ -171,11 +174,6 @@ def _matches(key: str, name: str) -> bool:
     import re
 
     return key == name or re.search(key, name) is not None
-
-
-def _once(path: Path, content: Any) -> Path:
-    """The folder's first component may be hashing the file in the background: it is not written again."""
-    return path if path.is_file() else write_json(path, content)
 
 
 def suited(options: SafetensorsOptions, checkpoint: Checkpoint, folder: str) -> SafetensorsOptions:

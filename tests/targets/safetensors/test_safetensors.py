@@ -5,6 +5,8 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from exporter.checkpoints import resolve
 from exporter.conversion import convert, make_plan
 from exporter.errors import CheckpointError, ExporterError, UsageError
 from exporter.parity import verify
+from exporter.progress import NullProgress
 from exporter.targets.safetensors import stream
+from exporter.targets.safetensors.export import write_folder
+from exporter.targets.safetensors.options import SafetensorsOptions
 
 SETTINGS = {"steps": 1, "samples": 1, "prompts": ["a red star"], "pipeline": False}
 
@@ -116,6 +121,26 @@ def test_a_cast_artifact_passes_by_the_floor_of_its_dtype(tiny: Path, tmp_path: 
     assert report.components[0].runs[0].weights == dtype
 
 
+def test_copying_never_loads_pytorch(tiny: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from exporter.conversion import convert, make_plan; "
+        "convert(make_plan(sys.argv[1], 'safetensors', Path(sys.argv[2]), {}, verify=False)); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tiny), str(tmp_path / "out")], check=True)
+
+
+def test_a_config_that_was_cut_short_is_written_again(tiny: Path, tmp_path: Path) -> None:
+    """By an export that was stopped; and whoever is reading the earlier one reads that to its end."""
+    config = tmp_path / "vae/config.json"
+    config.parent.mkdir()
+    config.write_text('{"_cla')
+    with config.open() as reader, stream.Writer() as writer:
+        write_folder(resolve(tiny), "vae", SafetensorsOptions(), tmp_path, NullProgress(), writer)
+        assert reader.read() == '{"_cla'
+    assert json.loads(config.read_text())["_class_name"] == "AutoencoderKL"
+
+
 def test_what_transformers_opens_is_not_cast_to_float8(tiny: Path, tmp_path: Path) -> None:
     """It keeps float8 weights as they are and cannot multiply by them: such a text encoder opens nowhere."""
     out = write(tiny, tmp_path / "out", dtype="float8_e4m3fn")
@@ -128,17 +153,19 @@ def test_what_transformers_opens_is_not_cast_to_float8(tiny: Path, tmp_path: Pat
     assert report.verdict == "PASS", report.summary
 
 
-def test_a_flush_that_failed_once_is_not_forgotten(tiny: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_flush_that_failed_once_is_not_forgotten(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Linux tells only the first one who asks that a write was lost."""
     told = []
 
-    def failing(descriptor: int) -> None:
+    def failing(path: Path) -> None:
         if not told:
-            told.append(descriptor)
+            told.append(path)
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(stream, "DIRTY", 1)
-    monkeypatch.setattr(stream.os, "fsync", failing)
+    monkeypatch.setattr(stream, "_sync", failing)
     with pytest.raises((OSError, ExporterError), match="Input/output error"):
         write(tiny, tmp_path / "out")
     assert told and not (tmp_path / "out").exists()
