@@ -53,6 +53,7 @@ def convert(program: Any, layout: Layout, options: CoremlOptions) -> tuple[Any, 
     """
     ct = coremltools()
     register_operators()
+    start_names()
     scalars: dict[str, float] = {}
     with quiet():
         try:
@@ -80,9 +81,11 @@ def convert(program: Any, layout: Layout, options: CoremlOptions) -> tuple[Any, 
 
 
 def save(model: Any, path: Path) -> list[Path]:
-    """Write an `MLModel` as a package. Returns its files."""
+    """Write an `MLModel` as a package, the same bytes in every process. Returns its files."""
     with quiet():
         model.save(str(path))
+    for file in path.glob("Data/*/*.mlmodel"):  # its maps would lie in the order of this process
+        file.write_bytes(model.get_spec().SerializeToString(deterministic=True))
     for extra in path.glob("*.json"):
         if extra.name != "Manifest.json":  # a debug mapping that the manifest does not know
             extra.unlink()
@@ -166,6 +169,14 @@ def register_operators() -> None:
 
     if "alias" not in REGISTRY.name_to_func_mapping:
         REGISTRY.set_func_by_name(REGISTRY.get_func("alias_copy"), "alias")
+
+
+def start_names() -> None:
+    """Number the values of a program from 0: coremltools counts on from what used its builder before, for it
+    starts again only after a conversion that worked."""
+    from coremltools.converters.mil.converter import _reset_conversion_state
+
+    _reset_conversion_state()
 
 
 def operations_by_handle(model: Any) -> dict[int, list[Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,27 @@ def test_no_path_of_this_machine_is_written(half: Exported, tiny: Path) -> None:
 def test_the_same_input_gives_the_same_bytes(half: Exported, tiny: Path, tmp_path: Path) -> None:
     again = export(tiny, tmp_path, ("text_encoder",))
     assert again.records["text_encoder"].files == half.records["text_encoder"].files
+
+
+ANOTHER_PROCESS = """
+import sys
+from pathlib import Path
+from coremltools.converters.mil import Builder
+from tests.targets.coreml.conftest import export
+for name in ("linear", "const", "mul"):  # as a conversion that failed leaves them
+    Builder.name_count[name] = 9
+for file in export(Path(sys.argv[1]), Path(sys.argv[2]), ("text_encoder",)).records["text_encoder"].files:
+    print(file.path, file.sha256)
+"""
+
+
+def test_every_process_gives_the_same_bytes(half: Exported, tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ANOTHER_PROCESS, str(tiny), str(tmp_path)]
+    there = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
+    )
+    here = [f"{file.path} {file.sha256}" for file in half.records["text_encoder"].files]
+    assert there.stdout.splitlines()[-len(here) :] == here
 
 
 def test_metadata_is_filled_in(half: Exported) -> None:
