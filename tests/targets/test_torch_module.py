@@ -10,7 +10,10 @@ import torch
 
 from exporter.architectures import components_of
 from exporter.checkpoints import resolve
+from exporter.conversion import convert, make_plan
+from exporter.parity import verify
 from exporter.targets.torch_module import cast_at_border, prepare
+from tests.checkpoints import conftest as loras
 from tests.families import make
 
 
@@ -30,3 +33,26 @@ def test_inputs_go_in_by_position_whatever_the_modules_own_order(tmp_path: Path,
     limit = {"float32": 1e-6, "bfloat16": 5e-2}[dtype] * float(expected.norm())
     assert found.dtype == torch.float32
     assert float((found - expected).norm()) <= limit < float((without - expected).norm())
+
+
+@pytest.mark.parametrize("target", ["torchscript", "pt2"])
+def test_a_lora_is_in_the_weights(tiny: Path, tmp_path: Path, target: str) -> None:
+    """Nothing is computed beside them, and the verdict is of the model with the LoRA."""
+    file = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.pairs()))
+    plan = make_plan(
+        str(tiny),
+        target,
+        tmp_path / "out",
+        components=["unet"],
+        intake={"loras": [f"{file}:0.5"]},
+        verify=False,
+    )
+    root = convert(plan).artifact.root
+    path = next((root / "unet").glob("model.pt*"))
+    if target == "torchscript":
+        names = [name for name, _ in torch.jit.load(str(path)).named_parameters()]
+    else:
+        names = list(torch.export.load(str(path)).state_dict)
+    assert names and not any("lora" in name for name in names)
+    report = verify(root, steps=1, samples=1, prompts=["a red star"], pipeline=False)
+    assert report.verdict == "PASS", report.summary

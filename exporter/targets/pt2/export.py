@@ -63,6 +63,7 @@ def export(component: Component, options: Pt2Options, staging: Path, progress: P
     """
     import torch
 
+    component = component.fused()
     device = torch_device(options.device if options.compile else "cpu")
     if options.compile:
         check_compiler()

@@ -84,6 +84,7 @@ def export(
     """
     import torch
 
+    component = component.fused()
     progress.start(f"{component.name}: tracing")
     size = trace_size(component, options.static)
     module = prepare(component, options.dtype)
@@ -104,6 +105,7 @@ def export(
                 ) from error
         # One graph: the names of its values survive storing, those of nested calls do not.
         torch._C._jit_pass_inline(traced.graph)
+        follow_device(traced.graph)
         if options.freeze:
             traced = torch.jit.freeze(traced)
         progress.done()
@@ -197,6 +199,35 @@ def agrees(
         a.shape == b.shape and float((a - b).double().norm() / b.double().norm()) <= limit
         for a, b in zip(found, expected, strict=True)
     )
+
+
+def follow_device(graph: Any) -> None:
+    """Make tensors where the inputs are: a trace bakes in the device it was made on, so that a text encoder's
+    mask would stay on the CPU whatever the program is loaded on."""
+    import torch
+
+    baked = [
+        (node, value)
+        for node in nodes_of(graph)
+        for value in node.inputs()
+        if value.node().kind() == "prim::Constant" and value.type().kind() == "DeviceObjType"
+    ]
+    if not baked:
+        return
+    _, first, *_ = graph.inputs()  # after the module itself
+    here = graph.create("prim::device", [first])
+    here.output().setType(torch._C.DeviceObjType.get())
+    graph.prependNode(here)
+    for node, value in baked:
+        node.replaceInputWith(value, here.output())
+
+
+def nodes_of(block: Any) -> Iterator[Any]:
+    """The nodes of a graph, those inside branches and loops too."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from nodes_of(inner)
 
 
 @contextmanager

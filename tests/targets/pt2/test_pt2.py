@@ -16,6 +16,7 @@ from exporter.artifact import Artifact
 from exporter.checkpoints import resolve
 from exporter.conversion import convert, make_plan
 from exporter.errors import ArtifactError
+from exporter.trust import UntrustedArtifact
 from tests.targets.pt2.archives import edit_entry, edit_json, flip_bytes, rehash, runner, scale_weight
 
 QUICK = {"steps": 1, "samples": 1, "pipeline": False}
@@ -72,6 +73,19 @@ def test_half_precision_passes_as_that(tiny: Path, tmp_path: Path, dtype: str, n
     with runner(root, name) as opened:
         found = opened.run(arrays(component(tiny, name)))
     assert {value.dtype for value in found.values()} == {np.dtype("float32")}
+
+
+def test_a_program_of_unknown_origin_stays_closed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORTER_STATE", str(copy.parent / "another-machine"))
+    with pytest.raises(UntrustedArtifact, match="was not made by this installation") as caught:
+        runner(copy, "unet", trust=False)
+    assert "--trust" in str(caught.value.hint) and caught.value.exit_code == 3
+    with pytest.raises(UntrustedArtifact):
+        parity.verify(copy, **QUICK)
+    with pytest.raises(UntrustedArtifact):
+        pipeline.load(copy)
+    with runner(copy, "unet", trust=True) as opened:
+        assert opened.precision == "float32"
 
 
 def test_a_deep_fault_fails_and_its_module_is_named(copy: Path) -> None:

@@ -73,6 +73,21 @@ def test_it_paints_what_the_reference_paints(artifact: Path, tiny: Path) -> None
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
+def test_it_computes_where_its_inputs_are(artifact: Path, tiny: Path) -> None:
+    """On a device without values: one tensor made elsewhere and PyTorch would refuse, as CUDA does."""
+    for component in components_of(resolve(str(tiny))):
+        program = torch.jit.load(str(artifact / component.name / "model.pt"))
+        for module in program.modules():
+            for name, weight in [
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            ]:
+                setattr(module, name, torch.nn.Parameter(weight.to("meta"), requires_grad=False))
+        inputs = component.example_inputs(component.native, seed=5)
+        found = program(*(value.to("meta") for value in inputs.values()))
+        assert {value.device.type for value in found} == {"meta"}
+
+
 def test_a_changed_weight_fails_and_is_named(copy: Path) -> None:
     path = copy / "unet" / "model.pt"
     weights = dict(torch.jit.load(str(path)).named_parameters())
