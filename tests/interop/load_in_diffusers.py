@@ -3,13 +3,15 @@
     python tests/interop/load_in_diffusers.py FOLDER OUTPUT_FOLDER
 
 Prints one JSON document: way of loading → dtype and device of each part, the device map, and what it was
-asked; a picture's latents go to OUTPUT_FOLDER. Ways that need a GPU are reported with the reason why not.
+asked; a picture's latents go to OUTPUT_FOLDER. Ways that need a GPU are reported with the reason why not,
+and those that end in an error with that.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +95,13 @@ def main(root: Path, output: Path) -> None:
         if gpus_of(arguments) > present:
             found[way] = {"skipped": f"needs {gpus_of(arguments)} CUDA device(s), {present} here"}
             continue
-        pipeline = DiffusionPipeline.from_pretrained(root, local_files_only=True, **arguments)
-        pipeline.set_progress_bar_config(disable=True)
-        np.save(output / f"{number}.npy", paint(pipeline))
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(root, local_files_only=True, **arguments)
+            pipeline.set_progress_bar_config(disable=True)
+            np.save(output / f"{number}.npy", paint(pipeline))
+        except Exception:  # one way that fails leaves the others to be judged
+            found[way] = {"error": traceback.format_exc(), **asked}
+            continue
         found[way] = {**described(pipeline), "latents": f"{number}.npy", **asked}
         del pipeline
     found["unet split over two GPUs"] = (

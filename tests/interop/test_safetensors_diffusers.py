@@ -64,6 +64,7 @@ def far(loaded: tuple[dict[str, Any], Path], way: str) -> float:
 @pytest.mark.parametrize("way", CPU_WAYS)
 def test_it_loads_and_paints_the_same(loaded: tuple[dict[str, Any], Path], way: str) -> None:
     found = loaded[0][way]
+    assert "error" not in found, found["error"]
     dtype = CPU_WAYS[way]
     assert found["dtypes"]["unet"] == dtype
     if way == "a dtype for each":
@@ -78,6 +79,7 @@ def test_on_gpus(loaded: tuple[dict[str, Any], Path], artifact: Path, way: str) 
     found = loaded[0][way]
     if "skipped" in found:
         pytest.skip(found["skipped"])
+    assert "error" not in found, found["error"]
     assert far(loaded, way) <= 1e-2
     if "max_memory" in found:
         text = ",".join(f"{device}={size}" for device, size in found["max_memory"].items())
