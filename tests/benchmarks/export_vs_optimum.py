@@ -1,6 +1,6 @@
 """Our export against optimum-cli's: one checkpoint, one machine, in turn.
 
-    python -m tests.benchmarks.export_vs_optimum [--to onnx|openvino|both] [--family sd15|sdxl-unet]
+    python -m tests.benchmarks.export_vs_optimum [--to onnx|openvino|both] [--family sd15|sdxl-unet|flux]
                                                  [--source DIR] [--work DIR] [--keep] [--json FILE]
 
 Each side is a process of its own; see `tests.benchmarks.process` for what is measured. The page cache is
@@ -11,7 +11,9 @@ off on our side, as optimum-cli's OpenVINO export has none; its ONNX export vali
 which cannot be turned off.
 
 `--family sdxl-unet` converts only the UNet of SDXL (2.6 billion parameters) and has no other side: its goal
-is a limit of memory.
+is a limit of memory. `--family flux` re-shards and converts the transformer of FLUX.1 (11.9 billion
+parameters in bfloat16, 24 GB; needs 50 GB of disk) and has no other side either: optimum-cli would hold it in
+memory.
 """
 
 from __future__ import annotations
@@ -82,20 +84,37 @@ def compare(target: str, source: Path, work: Path, *, keep: bool) -> dict[str, A
 
 def sdxl_unet(source: Path, work: Path, *, keep: bool) -> dict[str, Any]:
     """The UNet of SDXL alone, float16 to ONNX in float16, with the graph to make and with it in the cache."""
-    cache = {"EXPORTER_CACHE": str(work / "cache-sdxl")}
-    runs = []
-    for what, name in (("exporter", "ours-sdxl"), ("exporter again", "again-sdxl")):
-        warm(source)
-        output = work / name
-        command = own_command("onnx", source, output, "--component", "unet", "--dtype", "float16")
-        runs.append(measure(what, command, output, cache))
-        if not keep or what != "exporter":
-            shutil.rmtree(output, ignore_errors=True)
+    runs = alone(source, work, ("onnx", "onnx"), "unet", "float16", keep=keep)
     show("onnx: the UNet of SDXL", runs)
     peak = max(run.peak_mb for run in runs)
     met = "met" if peak <= SDXL_UNET_GOAL_MB else "missed"
     print(f"peak {peak:.0f} MB, goal {SDXL_UNET_GOAL_MB:.0f} MB: {met}")
     return {"target": "onnx", "exporter": asdict(runs[0]), "again": asdict(runs[1])}
+
+
+def flux(source: Path, work: Path, *, keep: bool) -> dict[str, Any]:
+    """The transformer of FLUX.1 alone: new shards, then ONNX, each beside the time to copy the bytes."""
+    copied = copy_seconds(source / "transformer", work / "copy")
+    runs = alone(source, work, ("safetensors", "onnx"), "transformer", "bfloat16", keep=keep)
+    show("the transformer of FLUX.1, bfloat16, as safetensors and as ONNX", runs)
+    print(f"{'copy':16}{copied:10.1f}")
+    return {"target": "onnx", "safetensors": asdict(runs[0]), "exporter": asdict(runs[1]), "copy": copied}
+
+
+def alone(
+    source: Path, work: Path, targets: tuple[str, ...], component: str, dtype: str, *, keep: bool
+) -> list[Measured]:
+    """Ours only, one component, to one target after the other; what is written is deleted in between."""
+    runs = []
+    for number, target in enumerate(targets):
+        warm(source)
+        output = work / f"ours-{number}-{target}"
+        what = f"{target} again" if target in targets[:number] else target
+        command = own_command(target, source, output, "--component", component, "--dtype", dtype)
+        runs.append(measure(what, command, output, {"EXPORTER_CACHE": str(work / "cache")}))
+        if not keep:
+            shutil.rmtree(output, ignore_errors=True)
+    return runs
 
 
 def show(title: str, runs: list[Measured]) -> None:
@@ -122,7 +141,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--to", choices=[*GOALS, "both"], default="both")
-    parser.add_argument("--family", choices=["sd15", "sdxl-unet"], default="sd15")
+    parser.add_argument("--family", choices=["sd15", "sdxl-unet", "flux"], default="sd15")
     parser.add_argument(
         "--source", type=Path, help="a checkpoint folder; default: a random one of the family, made first"
     )
@@ -138,6 +157,11 @@ def main() -> int:
 
             source = given.source or make_sdxl_unet(work / "sdxl")
             results.append(sdxl_unet(source, work, keep=given.keep))
+        elif given.family == "flux":
+            from tests.benchmarks.full_size import make_flux_transformer
+
+            source = given.source or make_flux_transformer(work / "flux")
+            results.append(flux(source, work, keep=given.keep))
         else:
             from tests.benchmarks.full_size import make_full_size
 

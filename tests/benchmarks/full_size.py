@@ -1,4 +1,4 @@
-"""A full-size Stable Diffusion 1.5 pipeline of random float32 weights, 4 GB, written without holding it."""
+"""Full-size checkpoints of random weights, written without holding them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def make_sdxl_unet(folder: Path, *, seed: int = 0) -> Path:
         part.save_config(folder / name)
         generator = np.random.default_rng(seed)
         path = folder / name / "diffusion_pytorch_model.safetensors"
-        _write_weights(part, path, generator, half=True)
+        _write_weights(part, path, generator, dtype="F16")
     EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.39.0"}
     parts: dict[str, object] = dict(index)
@@ -121,17 +121,50 @@ def make_sdxl_unet(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def make_flux_transformer(folder: Path, *, seed: int = 0) -> Path:
+    """Write what converting the transformer of FLUX.1 dev asks for.
+
+    11.9 billion random bfloat16 weights, 24 GB, and the VAE beside them, whose config gives the native size.
+    """
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+
+    with no_weights():
+        transformer = FluxTransformer2DModel(
+            in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128,
+            num_attention_heads=24, joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
+            axes_dims_rope=(16, 56, 56),
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            sample_size=1024, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+            latent_channels=16, down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, use_quant_conv=False, use_post_quant_conv=False,
+            shift_factor=0.1159, scaling_factor=0.3611,
+        )  # fmt: skip
+    parts: dict[str, object] = {"_class_name": "FluxPipeline", "_diffusers_version": "0.39.0"}
+    for name, part in (("transformer", transformer), ("vae", vae)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        part.save_config(folder / name)
+        path = folder / name / "diffusion_pytorch_model.safetensors"
+        _write_weights(part, path, np.random.default_rng(seed), dtype="BF16")
+        parts[name] = ["diffusers", type(part).__name__]
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.save_pretrained(folder / "scheduler")
+    parts["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (folder / "model_index.json").write_text(json.dumps(parts, indent=2))
+    return folder
+
+
 def _write_weights(
-    module: nn.Module, path: Path, generator: np.random.Generator, *, half: bool = False
+    module: nn.Module, path: Path, generator: np.random.Generator, *, dtype: str = "F32"
 ) -> None:
     noise = generator.standard_normal(BLOCK, dtype=np.float32)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
-        size = (2 if half else 4) * parameter.numel()
+        size = (4 if dtype == "F32" else 2) * parameter.numel()
         header[name] = {
-            "dtype": "F16" if half else "F32",
+            "dtype": dtype,
             "shape": list(parameter.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -142,7 +175,14 @@ def _write_weights(
         handle.write(len(raw).to_bytes(8, "little") + raw)
         for number, (name, parameter) in enumerate(parameters.items()):
             for values in _values(name, parameter, noise, number):
-                handle.write((values.astype(np.float16) if half else values).tobytes())
+                handle.write(_stored(values, dtype).tobytes())
+
+
+def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 as safetensors keeps it: bfloat16 is its upper half, here without rounding."""
+    if dtype == "BF16":
+        return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(np.float16) if dtype == "F16" else values
 
 
 def _values(name: str, parameter: nn.Parameter, noise: np.ndarray, number: int) -> Iterator[np.ndarray]:
