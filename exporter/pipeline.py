@@ -231,6 +231,21 @@ def native_size(pipeline: Any) -> tuple[int, int]:
     return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
+def spare_memory(pipeline: Any, *, tiling: bool = False, slicing: bool = False) -> None:
+    """Let the autoencoder work on tiles of a large picture, or on one picture of a batch, at a time.
+
+    Tiles are blended where they overlap; the picture is close to the undivided one, not equal to it.
+
+    Raises:
+        UsageError: This autoencoder cannot.
+    """
+    for wanted, name in ((tiling, "enable_tiling"), (slicing, "enable_slicing")):
+        if wanted and not hasattr(pipeline.vae, name):
+            raise UsageError(f"A {type(pipeline.vae).__name__} has no {name.removeprefix('enable_')}.")
+        if wanted:
+            getattr(pipeline.vae, name)()
+
+
 def open_picture(path: Path) -> Image:
     """A picture file, turned as its EXIF says.
 

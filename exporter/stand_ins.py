@@ -12,6 +12,7 @@ from torch import nn
 
 from exporter.errors import ArtifactError, InputError, UsageError
 from exporter.targets import Runner
+from exporter.tiles import in_tiles
 
 
 class ExportedModule(nn.Module):
@@ -146,11 +147,49 @@ class ExportedVae(ExportedModule):
     def __init__(self, decoder: Runner, encoder: Runner | None, config: Mapping[str, Any]) -> None:
         super().__init__(decoder, config)
         self.encoder_runner = encoder
+        self.tile: tuple[int, int] | None = None
+        self.use_slicing = False
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell."""
+        return int(2 ** (len(self.config["block_out_channels"]) - 1))
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Decode and encode pictures larger than what the model was trained at in overlapping tiles of that
+        size, or of the size that was baked in. Under diffusers' name, so that the pipeline finds it."""
+        native = int(self.config.get("sample_size") or 512) // self.factor
+        dims = next(spec.dims for spec in self.runner.inputs if spec.name == "latent_sample")[2:]
+        height, width = (dim if isinstance(dim, int) else native for dim in dims)
+        self.tile = (height, width) if use_tiling else None
+
+    def disable_tiling(self) -> None:
+        self.tile = None
+
+    def enable_slicing(self) -> None:
+        """One picture at a time, whatever the batch."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        self.use_slicing = False
+
+    def _sparing(self, runner: Runner, name: str, value: torch.Tensor, unit: int) -> torch.Tensor:
+        """Run, sliced and tiled as asked for. `unit` is cells of the input for one of a latent."""
+
+        def run(part: torch.Tensor) -> torch.Tensor:
+            (result,) = self.call(runner, **{name: part})
+            return result
+
+        rows = value.split(1) if self.use_slicing else (value,)
+        if self.tile is None:
+            return torch.cat([run(row) for row in rows])
+        tile = (self.tile[0] * unit, self.tile[1] * unit)
+        return torch.cat([in_tiles(run, row, tile, unit) for row in rows])
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
         from diffusers.models.autoencoders.vae import DecoderOutput
 
-        (picture,) = self.call(self.runner, latent_sample=z)
+        picture = self._sparing(self.runner, "latent_sample", z, 1)
         return DecoderOutput(sample=picture) if return_dict else (picture,)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
@@ -159,6 +198,6 @@ class ExportedVae(ExportedModule):
 
         if self.encoder_runner is None:
             raise ArtifactError("This artifact has no vae_encoder, so it cannot start from a picture.")
-        (moments,) = self.call(self.encoder_runner, sample=x)
+        moments = self._sparing(self.encoder_runner, "sample", x, self.factor)
         posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)

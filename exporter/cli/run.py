@@ -76,6 +76,9 @@ from exporter.errors import DestinationError
     "--mask", type=click.Path(path_type=Path), metavar="FILE",
     help="Repaint the picture where this one is white.",
 )  # fmt: skip
+@click.option(
+    "--vae-tiling", is_flag=True, help="Decode in overlapping tiles: large pictures in little memory."
+)
 @click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
 @click.option(
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
@@ -99,6 +102,7 @@ def command(
     image: Path | None,
     strength: float | None,
     mask: Path | None,
+    vae_tiling: bool,
     device: str | None,
     precision_hint: str | None,
     trust: bool,
@@ -129,6 +133,7 @@ def command(
             **intake,
         )  # fmt: skip
         progress.done()
+        pipeline.spare_memory(loaded, tiling=vae_tiling)
         for note in getattr(loaded, "exporter_notes", ()):
             output.note(note)
         (painted,) = pipeline.paint(
@@ -160,6 +165,7 @@ def command(
             "image": image,
             "mask": mask,
             "strength": strength,
+            "vae_tiling": vae_tiling,
             "verified": state.verdict if state is not None else None,
             "seconds": round(seconds, 3),
         },
