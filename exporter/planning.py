@@ -142,6 +142,7 @@ def make_plan(
         UsageError: Unknown target, option, component or destination.
         BackendMissing: The target's backend is not installed.
         CheckpointError: The source is missing or damaged.
+        UnsupportedError: The target has no place for a component.
     """
     from exporter.targets import get_target
 
@@ -161,6 +162,7 @@ def make_plan(
     check_static(parsed, chosen)
     planned = []
     for component in chosen:
+        backend.check(component)
         estimate = backend.estimate(component, parsed)
         planned.append(
             PlannedComponent(

@@ -142,10 +142,11 @@ class ExportedUNet(ExportedModule):
 
 
 class ExportedVae(ExportedModule):
-    """Stands for an `AutoencoderKL`; decoder and encoder are two exported components."""
+    """Stands for an `AutoencoderKL` or an `AutoencoderTiny`; decoder and encoder are two components."""
 
     def __init__(self, decoder: Runner, encoder: Runner | None, config: Mapping[str, Any]) -> None:
-        super().__init__(decoder, config)
+        tiny = config.get("decoder_block_out_channels")  # older configs lack the name that pipelines read
+        super().__init__(decoder, {"block_out_channels": tiny, **config} if tiny else config)
         self.encoder_runner = encoder
         self.tile: tuple[int, int] | None = None
         self.use_slicing = False
@@ -193,11 +194,14 @@ class ExportedVae(ExportedModule):
         return DecoderOutput(sample=picture) if return_dict else (picture,)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
         from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
         if self.encoder_runner is None:
             raise ArtifactError("This artifact has no vae_encoder, so it cannot start from a picture.")
         moments = self._sparing(self.encoder_runner, "sample", x, self.factor)
+        if self.encoder_runner.outputs[0].name == "latent_sample":
+            return AutoencoderTinyOutput(latents=moments) if return_dict else (moments,)
         posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)

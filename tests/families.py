@@ -78,17 +78,42 @@ def vae(**more: Any) -> Any:
     )
 
 
+def tiny_vae(**more: Any) -> Any:
+    """As TAESD, with fewer channels and blocks; grey on average, for [0, 1] is cut off at both ends."""
+    from diffusers import AutoencoderTiny
+
+    widths, blocks = (
+        (16, 16, 16, 16),
+        {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)},
+    )
+    made = AutoencoderTiny(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, **(blocks | more)
+    )
+    with torch.no_grad():
+        made.decoder.layers[-1].bias.fill_(0.5)
+        made.decoder.layers[-1].weight.mul_(20)
+    return made
+
+
 def unet(**config: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**config)
 
 
-def _sd(class_name: str, tokenizer: Any, scheduler: Any, text_encoder: Any, **config: Any) -> Any:
+def _sd(
+    class_name: str,
+    tokenizer: Any,
+    scheduler: Any,
+    text_encoder: Any,
+    *,
+    autoencoder: Any = None,
+    **config: Any,
+) -> Any:
     import diffusers
 
     return getattr(diffusers, class_name)(
-        vae=vae(), text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+        vae=autoencoder or vae(), text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
         unet=unet(**(UNET | {"cross_attention_dim": 32} | config)),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
@@ -130,6 +155,14 @@ def turbo(tokenizer: Any) -> Any:
     return _sd("StableDiffusionPipeline", tokenizer, scheduler, text(tokenizer, act="gelu"))
 
 
+def taesd(tokenizer: Any) -> Any:
+    """Stable Diffusion 1.x with a tiny autoencoder in the place of its own."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    return _sd("StableDiffusionPipeline", tokenizer, scheduler, text(tokenizer), autoencoder=tiny_vae())
+
+
 def _euler() -> Any:
     from diffusers import EulerDiscreteScheduler
 
@@ -164,5 +197,5 @@ def sdxl_refiner(tokenizer: Any) -> Any:
 
 
 FAMILIES: dict[str, Callable[[Any], Any]] = {
-    each.__name__: each for each in (sd2, inpaint, lcm, turbo, sdxl, sdxl_refiner)
+    each.__name__: each for each in (sd2, inpaint, lcm, turbo, taesd, sdxl, sdxl_refiner)
 }

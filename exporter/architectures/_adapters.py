@@ -77,3 +77,14 @@ class VaeEncoder(nn.Module):
 
     def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor]:
         return (self.inner._encode(sample),)
+
+
+class TinyVaeEncoder(nn.Module):
+    """Picture in [-1, 1] → the latents: an `AutoencoderTiny` has no distribution to sample from."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.inner.encode(sample, return_dict=False)[0],)

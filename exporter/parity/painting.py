@@ -186,7 +186,13 @@ class _Outputs(tuple):
     def latent_dist(self) -> Any:
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+        if "latent_parameters" not in self.named:  # pipelines ask with hasattr, then for `latents`
+            raise AttributeError("latent_dist")
         return DiagonalGaussianDistribution(self.named["latent_parameters"])
+
+    @property
+    def latents(self) -> torch.Tensor:
+        return self.named["latent_sample"]
 
 
 def supported(checkpoint: Checkpoint) -> bool:

@@ -268,6 +268,13 @@ class Target(ABC):
         """
         return component
 
+    def check(self, component: Component) -> None:  # noqa: B027 - most formats take every component
+        """Say before any work that the format has no place for a component, from its config alone.
+
+        Raises:
+            UnsupportedError: It has none.
+        """
+
     @abstractmethod
     def estimate(self, component: Component, options: Options) -> Estimate:
         """What exporting the component will take."""

@@ -99,9 +99,12 @@ def copy_vae(other: Path, tmp_path: Path, **changes: Any) -> Path:
 def test_autoencoders_that_do_not_fit(tiny: Path, other: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="16 latent channels, the model works with 4"):
         open_source(tiny, vae=str(copy_vae(other, tmp_path, latent_channels=16)))
-    with pytest.raises(CheckpointError, match="is a AutoencoderTiny, not an AutoencoderKL"):
+    with pytest.raises(CheckpointError, match="is a VQModel, not an AutoencoderKL or AutoencoderTiny"):
         shutil.rmtree(tmp_path / "vae")
-        open_source(tiny, vae=str(copy_vae(other, tmp_path, _class_name="AutoencoderTiny")))
+        open_source(tiny, vae=str(copy_vae(other, tmp_path, _class_name="VQModel")))
+    with pytest.raises(CheckpointError, match="one latent of 4×4 pixels, the model works with 8×8"):
+        shutil.rmtree(tmp_path / "vae")
+        open_source(tiny, vae=str(copy_vae(other, tmp_path, block_out_channels=[16, 16, 32])))
     with pytest.raises(CheckpointError, match=r"neither a config\.json nor a model_index\.json"):
         open_source(tiny, vae=str(other / "tokenizer"))
     with pytest.raises(CheckpointError, match="does not exist"):

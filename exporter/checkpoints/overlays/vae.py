@@ -20,12 +20,15 @@ from exporter.checkpoints.small_files import as_json, folder_of, read_folder
 from exporter.errors import CheckpointError
 
 SCALING = ("scaling_factor", "shift_factor")
+KINDS = ("AutoencoderKL", "AutoencoderTiny")
+"""Classes that can stand in a model's place for its own; whether a family takes it is the family's word."""
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """An autoencoder from somewhere: its config, its tensors for the export and for the reference."""
+    """An autoencoder from somewhere: its class and config, its tensors for the export and the reference."""
 
+    kind: str
     config: Mapping[str, Any]
     files: tuple[Path, ...]
     stored: Callable[[], dict[str, StoredTensor]]
@@ -59,11 +62,11 @@ def with_vae(checkpoint: Checkpoint, source: str, *, allow_pickle: bool = False)
     """Put the autoencoder at `source` in the place of the checkpoint's.
 
     Args:
-        source: A folder with the `config.json` of an `AutoencoderKL`; a whole checkpoint (folder, one
+        source: A folder with the `config.json` of one of `KINDS`; a whole checkpoint (folder, one
             file, Hub id); or an autoencoder alone in one file.
 
     Raises:
-        CheckpointError: There is no such autoencoder, or its latents have other channels.
+        CheckpointError: There is no such autoencoder, or its latents have other channels or another scale.
     """
     if "vae" not in checkpoint.component_classes:
         raise CheckpointError(f"{checkpoint.source} has no autoencoder that --vae could replace.")
@@ -75,13 +78,29 @@ def with_vae(checkpoint: Checkpoint, source: str, *, allow_pickle: bool = False)
             f"The autoencoder {source} has {channels} latent channels, the model works with {wanted}.",
             hint="It belongs to another model family.",
         )
+    factors = [_levels(config) for config in (found.config, own)]
+    if factors[0] != factors[1]:
+        raise CheckpointError(
+            f"The autoencoder {source} makes one latent of {factors[0]}×{factors[0]} pixels, the model works "
+            f"with {factors[1]}×{factors[1]}.",
+            hint="It belongs to another model family.",
+        )
+    index = {**checkpoint.index, "vae": ["diffusers", found.kind]}
     small = read_folder(checkpoint.root, list(checkpoint.component_classes))
+    small["model_index.json"] = as_json(index)
     small["vae/config.json"] = as_json(dict(found.config))
     files: list[FileRecord] = [record_of(path) for path in found.files]
     record = OverlayRecord(
         kind="vae", source=source, files=files, details={k: found.config.get(k) for k in SCALING}
     )
-    return WithVae.over(checkpoint, (record,), root=folder_of(small), vae=found, remarks=found.remarks)
+    return WithVae.over(
+        checkpoint, (record,), root=folder_of(small), index=index, vae=found, remarks=found.remarks
+    )
+
+
+def _levels(config: Mapping[str, Any]) -> int:
+    blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels") or [0]
+    return int(2 ** (len(blocks) - 1))
 
 
 def _open(source: str, own: Mapping[str, Any], allow_pickle: bool) -> Autoencoder:
@@ -105,7 +124,7 @@ def _open(source: str, own: Mapping[str, Any], allow_pickle: bool) -> Autoencode
     other = resolve(source, allow_pickle=allow_pickle)
     if "vae" not in other.component_classes:
         raise CheckpointError(f"{source} has no autoencoder.")
-    return _of(other, "vae")
+    return _of(other, "vae", other.component_classes["vae"][1])
 
 
 def _folder(source: str, path: Path, allow_pickle: bool) -> Autoencoder:
@@ -115,17 +134,18 @@ def _folder(source: str, path: Path, allow_pickle: bool) -> Autoencoder:
             f"{source} has neither a config.json nor a model_index.json, so there is no autoencoder to take."
         )
     kind = read_json(config).get("_class_name")
-    if kind != "AutoencoderKL":
-        raise CheckpointError(f"{source} is a {kind}, not an AutoencoderKL.")
+    if kind not in KINDS:
+        raise CheckpointError(f"{source} is a {kind}, not an {' or '.join(KINDS)}.")
     path = path.resolve()
     check_folder(source, path.parent, [path.name])
     inner = Checkpoint(source=source, root=path.parent, index={}, allow_pickle=allow_pickle)
-    return _of(inner, path.name)
+    return _of(inner, path.name, kind)
 
 
-def _of(checkpoint: Checkpoint, folder: str) -> Autoencoder:
+def _of(checkpoint: Checkpoint, folder: str, kind: str) -> Autoencoder:
     checkpoint.stored(folder)
     return Autoencoder(
+        kind,
         checkpoint.config(folder),
         tuple(checkpoint.weight_files(folder)),
         lambda: checkpoint.stored(folder),
@@ -148,4 +168,4 @@ def _original(path: Path, tensors: Mapping[str, StoredTensor], own: Mapping[str,
         f"vae: scaling {scaling.get('scaling_factor')} is that of the model's own autoencoder, and "
         f"{config['norm_num_groups']} groups a normalisation were assumed; {path.name} does not say"
     )
-    return Autoencoder(config, (path,), lambda: stored, reference, (remark,))
+    return Autoencoder("AutoencoderKL", config, (path,), lambda: stored, reference, (remark,))

@@ -34,6 +34,11 @@ class CoremlTarget(Target):
 
         return as_apple(component)
 
+    def check(self, component: Component) -> None:
+        from exporter.targets.coreml.layout import as_apple, bindings
+
+        bindings(as_apple(component))
+
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.coreml.export import estimate
 

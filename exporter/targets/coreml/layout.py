@@ -154,6 +154,12 @@ def bindings(component: Component) -> tuple[tuple[Binding, ...], tuple[Binding, 
     """
     if component.name not in INPUTS:
         raise UnsupportedError(f"Apple's runners know no component {component.name!r}.")
+    if component.class_name == "AutoencoderTiny":
+        raise UnsupportedError(
+            "Apple's runners draw latents from a mean and a log-variance and scale them as those of an "
+            "AutoencoderKL; an AutoencoderTiny has neither, so they would paint something else.",
+            hint="Convert it --to onnx or openvino, or keep the model's own autoencoder.",
+        )
     known = {binding.ours: binding for binding in INPUTS[component.name]}
     odd = [spec.name for spec in component.inputs if spec.name not in known]
     if odd:
