@@ -96,7 +96,9 @@ def check_ranges(
     faults = []
     if names != set(claimed["ranges"]) or len(names) != len(rounded):
         odd = sorted(names ^ set(claimed["ranges"])) or sorted(names)
-        faults.append(f"the manifest and the file disagree about whose inputs are rounded: {odd[0]}")
+        faults.append(
+            f"the manifest and the file disagree about whose inputs are rounded: {odd[0]} ({len(odd)} in all)"
+        )
     size = (int(claimed["batch"]), int(claimed["height"]), int(claimed["width"]))
     plan = calibration_plan(
         checkpoint, size, list(claimed["prompts"]), int(claimed["steps"]), int(claimed["seed"])

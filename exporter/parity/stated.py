@@ -68,14 +68,14 @@ def judge_compression(component: ComponentReport, min_sqnr: float | None) -> lis
     limit = stated(compression.scheme, 0) if min_sqnr is None else min_sqnr
     compression.min_sqnr, compression.sqnr_db = limit, None
     for run in (run for run in component.runs if run.gates):
-        for found in _kept(run):
+        for found in kept(run):
             if compression.sqnr_db is None or not (found[2] >= compression.sqnr_db):
                 compression.sqnr_db = found[2]
         failures += below(run, compression)
     return failures
 
 
-def _kept(run: Run) -> list[tuple[str, str, float]]:
+def kept(run: Run) -> list[tuple[str, str, float]]:
     """Case, output and SQNR in dB against the unquantised model; NaN where there is none."""
     return [
         (case.label, output.name, output.original.sqnr_db if output.original is not None else math.nan)
@@ -91,7 +91,7 @@ def below(run: Run, compression: Compression | None) -> list[str]:
     return [
         f"{case} ({how}): {output} has an SQNR of {number(found)} dB against the unquantised model; the "
         f"stated limit is {limit:g} dB"
-        for case, output, found in _kept(run)
+        for case, output, found in kept(run)
         if not (found >= limit)
     ]
 

@@ -106,6 +106,7 @@ def round_activations(
         raise UnsupportedError(
             f"nncf cannot calibrate the {component.name} ({component.class_name}): {plain(error)}"
         ) from error
+    weights = {node.get_friendly_name(): weight_of(node) for node in _products(rounded)}
     for node in list(rounded.get_ordered_ops()):
         if node.get_type_name() == "FakeQuantize":
             source = node.input_value(0)
@@ -116,6 +117,8 @@ def round_activations(
                     f"nncf would round more of the {component.name} than the inputs of its products: "
                     f"{node.get_friendly_name()}."
                 )
+            else:  # nncf names it by what is before it, which may have a number of this process as its name
+                _name(node, f"{min(str(weights[fed]) for fed in _fed(node))}.input")
     for key in [key for key in rounded.get_rt_info() if key == "nncf"]:
         del rounded.get_rt_info()[key]
     return rounded
@@ -126,14 +129,14 @@ def roundings(model: openvino.Model) -> Iterator[RoundedActivation]:
     for node in model.get_ordered_ops():
         if node.get_type_name() not in PRODUCTS:
             continue
-        source = _behind_moves(node.input_value(0).get_node())
+        source = behind_moves(node.input_value(0).get_node())
         if source.get_type_name() != "FakeQuantize":
             continue
         low, high, low_out, high_out = (_number(source, position) for position in range(1, 5))
         levels = int(source.get_attributes()["levels"])
         if (low, high) != (low_out, high_out):  # it would scale, not only round
             low, high = float("nan"), float("nan")
-        yield RoundedActivation(_weight_of(node) or node.get_friendly_name(), low, high, levels)
+        yield RoundedActivation(weight_of(node) or node.get_friendly_name(), low, high, levels)
 
 
 def leave_out(model: openvino.Model) -> int:
@@ -162,17 +165,19 @@ def _products(model: openvino.Model) -> list[openvino.Node]:
         node
         for node in model.get_ordered_ops()
         if node.get_type_name() in PRODUCTS
-        and (name := _weight_of(node)) is not None
+        and (name := weight_of(node)) is not None
         and not KEPT.search(name)
         and len(node.input_value(1).get_partial_shape()) >= 2
     ]
 
 
-def _weight_of(node: openvino.Node) -> str | None:
+def weight_of(node: openvino.Node) -> str | None:
     """The name of a product's weight as the checkpoint has it; None where both sides are computed."""
     from exporter.targets.openvino.compression import CODES
     from exporter.targets.openvino.model import COMPRESSED
 
+    if node.get_type_name() not in PRODUCTS:
+        return None
     source = node.input_value(1).get_node()
     while source.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize"):
         source = source.input_value(0).get_node()
@@ -181,7 +186,8 @@ def _weight_of(node: openvino.Node) -> str | None:
     return str(source.get_friendly_name()).removesuffix(CODES).removesuffix(COMPRESSED)
 
 
-def _behind_moves(node: openvino.Node) -> openvino.Node:
+def behind_moves(node: openvino.Node) -> openvino.Node:
+    """What computes a node's values, however they are moved on the way to it."""
     while node.get_type_name() in MOVES:
         node = node.input_value(0).get_node()
     return node
@@ -204,6 +210,12 @@ def _number(node: openvino.Node, position: int) -> float:
         source = source.input_value(0).get_node()
     values = source.get_data() if source.get_type_name() == "Constant" else np.empty(0)
     return float(values.reshape(-1)[0]) if values.size == 1 else float("nan")
+
+
+def _name(node: openvino.Node, name: str) -> None:
+    node.set_friendly_name(name)
+    for position, part in enumerate(("low", "high", "low_out", "high_out"), 1):
+        node.input_value(position).get_node().set_friendly_name(f"{name}.{part}")
 
 
 def _bypass(node: openvino.Node) -> None:

@@ -229,7 +229,7 @@ def convert(source: Path, component: Component) -> openvino.Model:
     """Read the ONNX file into an OpenVINO model as it stands; weights stay mapped from its data file.
 
     Raises:
-        UnsupportedError: An operator has no counterpart; the message names it.
+        UnsupportedError: An operator has no counterpart; the message names it, and the module it is in.
     """
     from openvino.frontend import FrontEndManager
 
@@ -239,8 +239,12 @@ def convert(source: Path, component: Component) -> openvino.Model:
         reader = FrontEndManager().load_by_framework("onnx")
         return reader.convert(reader.load(str(source)))
     except Exception as error:  # frontends raise several unrelated types
+        from exporter.targets.openvino.blame import where_in
+
+        at_fault = where_in(source, str(error))
+        part = f"{at_fault} of the {component.name}" if at_fault else f"the {component.name}"
         raise UnsupportedError(
-            f"OpenVINO cannot represent the {component.name} ({component.class_name}): {plain(error)}"
+            f"OpenVINO cannot represent {part} ({component.class_name}): {plain(error)}"
         ) from error
 
 
