@@ -22,6 +22,7 @@ from exporter.artifact import (
     write_text_atomic,
 )
 from exporter.background import aside
+from exporter.calibration import captured_for
 from exporter.float16 import Safety, decide, resized
 from exporter.planning import Plan, make_plan, tool_versions
 from exporter.progress import NullProgress, Progress
@@ -31,6 +32,7 @@ from exporter.trust import remember
 if TYPE_CHECKING:
     from exporter.architectures import Component
     from exporter.targets import ExportedComponent
+    from exporter.targets.base import Calibration
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ def convert(
         hashed = plan._hashed or aside(lambda: plan._checkpoint.files)
         chosen = decide(plan, verify_settings or {}, report_progress)
         resized(plan, chosen).check_resources()
+        calibration = captured_for(plan, staging.completed, report_progress)
         with cache.off(not use_cache):
-            records, resumed = _export_all(plan, chosen, staging, report_progress)
+            records, resumed = _export_all(plan, chosen, calibration, staging, report_progress)
         notes = [safety.note for safety in chosen.values() if safety.note is not None]
         shared = plan._target.finish(plan._checkpoint, plan._components, plan._options, staging.root)
         manifest = Manifest(
@@ -131,7 +134,11 @@ def convert(
 
 
 def _export_all(
-    plan: Plan, chosen: Mapping[str, Safety], staging: Staging, progress: Progress
+    plan: Plan,
+    chosen: Mapping[str, Safety],
+    calibration: Calibration | None,
+    staging: Staging,
+    progress: Progress,
 ) -> tuple[list[ComponentRecord], list[str]]:
     """Export what is not complete. A component is hashed and flushed while the next one is being exported;
     also when that one fails: leaving the executor waits."""
@@ -149,7 +156,12 @@ def _export_all(
                 continue
             began = time.monotonic()
             safety = chosen[component.name]
-            exported = plan._target.export(component, safety.options, staging.root, progress)
+            if calibration is None:
+                exported = plan._target.export(component, safety.options, staging.root, progress)
+            else:
+                exported = plan._target.export_calibrated(
+                    component, safety.options, staging.root, progress, calibration
+                )
             seconds = round(time.monotonic() - began, 3)
             digests |= exported.digests
             done = (component, exported, seconds, dict(digests))

@@ -259,6 +259,8 @@ def default_name(source: str, target: str, options: Options) -> str:
     weights = getattr(options, "weights", None)
     if weights:
         parts += [weights, *(["sym"] if getattr(options, "symmetric", None) else [])]
+    if getattr(options, "activations", None):
+        parts.append("activations")
     parts += ["x".join(map(str, size)) for size in options.sizes()]
     return "-".join(parts)
 
@@ -268,6 +270,8 @@ def _what_is_verified(components: list[Component], options: Options) -> list[str
     if getattr(options, "weights", None):
         lines.append("every integer is the nearest to its weight; the graph computes with those integers")
         lines.append("outputs and pictures against the unquantised model, by a stated limit in dB")
+    if getattr(options, "activations", None):
+        lines.append("the range of every rounded activation is what its calibration gives")
     if options.static is None:
         lines.append("every dynamic dimension at sizes the export did not trace")
     if len(options.sizes()) > 1:

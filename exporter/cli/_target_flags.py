@@ -55,6 +55,15 @@ OPENVINO = [
         "--precision-hint", metavar="HINT",
         help="Arithmetic an OpenVINO artifact is made for: f32, bf16, f16.",
     ),
+    click.option(
+        "--activations", metavar="INTEGERS",
+        help="With --weights int8: int8 also rounds what enters products and convolutions, in ranges "
+        "calibrated on inputs captured from a run of the checkpoint (OpenVINO; needs nncf).",
+    ),
+    click.option(
+        "--calibration-prompts", multiple=True, metavar="TEXT",
+        help="A prompt of that run; repeatable.  [default: four of our own]",
+    ),
 ]  # fmt: skip
 COREML = [
     click.option(

@@ -35,6 +35,7 @@ class Opened:
     """How to open one exported component, and what it computes in.
 
     Attributes:
+        exact: Without the roundings of activations that the file asks for (`RunOptions.exact`).
         weights: Dtype the weights are stored in.
         arithmetic: Dtype it computes in; known once it was opened.
         only_rounded: Its weights are the checkpoint's but for that; known once it was opened.
@@ -48,7 +49,9 @@ class Opened:
         hint: PrecisionHint,
         threads: int | None = None,
         trust: bool = False,
+        exact: bool = False,
     ) -> None:
+        self.exact = exact
         self.target, self.root, self.record, self.hint = target, root, record, hint
         self.threads, self.trust = threads, trust
         rest = (record.details.get("compression") or {}).get("rest")
@@ -63,7 +66,13 @@ class Opened:
         runner = self.target.open(
             self.root,
             self.record,
-            RunOptions(precision_hint=self.hint, threads=self.threads, trust=self.trust, peaks=peaks),
+            RunOptions(
+                precision_hint=self.hint,
+                threads=self.threads,
+                trust=self.trust,
+                peaks=peaks,
+                exact=self.exact,
+            ),
         )
         if runner.precision in FLOATS:
             self.arithmetic = str(runner.precision)

@@ -30,16 +30,38 @@ class WeightCheck(Part):
     sqnr_db: float
 
 
+class ActivationCheck(Part):
+    """The range that a layer's input is rounded in, against the one its calibration gives.
+
+    Attributes:
+        name: The layer's weight.
+        low / high: In the file.
+        wanted: What PyTorch finds: least and largest value, zero included, widened so that zero is met.
+        steps: The farther of both ends, in steps of the wanted range.
+    """
+
+    name: str
+    low: float
+    high: float
+    levels: int
+    wanted: list[float]
+    steps: float
+
+
 class Compression(Part):
     """What is quantised in a component, and how exactly.
 
     Attributes:
-        scheme: `int8_sym`, `int4_asym` …
+        scheme: `int8_sym`, `int4_asym` …; `int8_activations` where activations are rounded too.
         min_sqnr: The stated limit its outputs were judged by, in dB.
         sqnr_db: The worst output's.
+        activations: The ranges of activations in integers.
+        calibrated_on: How many captured inputs these are from; None where activations are left as they are.
     """
 
     scheme: str
     weights: list[WeightCheck] = Field(default_factory=list)
     min_sqnr: float | None = None
     sqnr_db: float | None = None
+    activations: list[ActivationCheck] = Field(default_factory=list)
+    calibrated_on: int | None = None

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from exporter.parity.calibrated import check_ranges
 from exporter.parity.parts import Compression, WeightCheck
 from exporter.parity.schema import ComponentReport, PipelineReport
 from exporter.parity.stated import stated
@@ -27,7 +28,7 @@ from exporter.parity.stated import stated
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
     from exporter.artifact import ComponentRecord
-    from exporter.checkpoints import StoredTensor
+    from exporter.checkpoints import Checkpoint, StoredTensor
     from exporter.parity.measure import Opened
     from exporter.targets.base import QuantisedWeight, Runner
 
@@ -44,13 +45,36 @@ def is_quantised(record: ComponentRecord) -> bool:
     return record.dtype in ("int8", "int4") or record.dtype.startswith("palette")
 
 
+def rounds_activations(record: ComponentRecord) -> bool:
+    """Whether the manifest says that the file rounds activations to integers."""
+    return bool((record.details.get("compression") or {}).get("activations"))
+
+
 def restore(
-    component: Component, record: ComponentRecord, opened: Opened, folder: Path, report: ComponentReport
+    component: Component,
+    record: ComponentRecord,
+    opened: Opened,
+    folder: Path,
+    report: ComponentReport,
+    checkpoint: Checkpoint,
+    cache: Path | Literal["user"] | None,
+    tick: Callable[[str], None],
 ) -> Component:
     """The component with the artifact's own weights; checks and faults go into the report."""
+    original = component
     try:
         with opened() as runner:
             component, report.compression, faults = restored(component, record, runner, folder)
+            rounded = runner.rounded()
+        if rounds_activations(record):
+            claimed = record.details["compression"]["activations"]
+            report.compression.calibrated_on = int(claimed["inputs"])
+            report.compression.activations, more = check_ranges(
+                checkpoint, original, claimed, rounded, cache=cache, tick=tick
+            )
+            faults += more
+        elif rounded:
+            faults.append("the file rounds activations, which the manifest does not say")
     except Exception as error:  # a damaged file: what it holds cannot be read
         faults = [f"the quantised weights cannot be read: {type(error).__name__}: {error}"]
     report.problems += faults

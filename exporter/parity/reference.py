@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from exporter.checkpoints import Checkpoint
     from exporter.parity.painting import Painted, Plan
 
+BUILTIN = "builtin:"
+"""What the name of an embedded model begins with."""
 GENERIC_PROMPTS = ("a photograph of an astronaut riding a horse", "a watercolour of a harbour at dawn")
 BUILTIN_PROMPTS = (
     "a large red star at the left on a blue background",
@@ -20,7 +22,7 @@ BUILTIN_PROMPTS = (
 
 def default_prompts(checkpoint: Checkpoint) -> list[str]:
     """Two that fit the model, and one that speaks every token that was laid over it."""
-    builtin = checkpoint.source.startswith("builtin:")
+    builtin = checkpoint.source.startswith(BUILTIN)
     return [*(BUILTIN_PROMPTS if builtin else GENERIC_PROMPTS), *token_prompts(checkpoint)]
 
 

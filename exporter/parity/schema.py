@@ -131,6 +131,8 @@ class Run(Part):
         truth: What the weights of the float64 truth were rounded to; `float32` leaves them as they are.
         gates: Whether an excess decides the verdict (structural faults always do). Not so for a runtime's
             own default where the manifest names another precision: that is reported beside it.
+        stated: Activations are rounded to integers here, which no noise floor explains: only the stated
+            limit against the unquantised model decides.
         note: What a reader should know about this run.
         peaks: Largest magnitudes in order of execution, where the format shows them.
         problems: Faults of this run that belong to no case: an overflow.
@@ -143,6 +145,7 @@ class Run(Part):
     arithmetic: str
     truth: str = "float32"
     gates: bool = True
+    stated: bool = False
     cases: list[Case] = Field(default_factory=list)
     note: str | None = None
     peaks: list[PeakRow] = Field(default_factory=list)
@@ -155,6 +158,8 @@ class Run(Part):
         """What was run, in words: `the graph: float32 arithmetic on float16 weights`."""
         how = "the graph" if self.mode == "graph" else "as it runs by default"
         weights = "" if self.weights == self.arithmetic else f" on {self.weights} weights"
+        if self.stated:
+            return f"as it runs: activations in int8, the rest in {self.arithmetic}"
         return f"{how}: {self.arithmetic} arithmetic{weights}"
 
     @property
@@ -259,11 +264,12 @@ class Painting(Part):
 
 
 class PipelineRun(Part):
-    """The whole pipeline in one way of running the artifact."""
+    """The whole pipeline in one way of running the artifact; `stated` as in `Run`."""
 
     mode: Literal["graph", "default"]
     arithmetic: str
     gates: bool = True
+    stated: bool = False
     paintings: list[Painting] = Field(default_factory=list)
     problems: list[str] = Field(default_factory=list)
     seconds: float = 0.0

@@ -33,6 +33,7 @@ from exporter.parity.schema import (
     Worst,
 )
 from exporter.parity.stated import (
+    below,
     judge_compression,
     judge_pictures,
     number,
@@ -111,7 +112,14 @@ def judge_component(component: ComponentReport, k: float, min_sqnr: float | None
     for run in component.runs:
         problems, excesses, unsure, worst = judge_run(run, k)
         run.worst = worst
-        run.verdict = "FAIL" if problems or excesses else "PASS" if worst and not unsure else "INCONCLUSIVE"
+        if run.stated:
+            excesses, worst, run.worst = below(run, component.compression), None, None
+        measured = bool(worst) or run.stated
+        run.verdict = (
+            "FAIL" if problems or excesses else "PASS" if measured and not unsure else "INCONCLUSIVE"
+        )
+        if run.stated:
+            excesses = []  # they are among those of the compression
         failures += problems
         (failures if run.gates else warnings).extend(excesses)
         open_questions += unsure
@@ -238,7 +246,7 @@ def _judge_paintings(run: PipelineRun, k: float) -> tuple[list[str], list[str], 
     failures = [f"pipeline{where}: {problem}" for problem in run.problems]
     unsure: list[str] = []
     notes: list[str] = []
-    for painting in run.paintings if not run.problems else ():
+    for painting in run.paintings if not run.problems and not run.stated else ():
         what = f"{painting.prompt!r}{where}"
         failure, chaotic = _judge_trajectory(painting, what, k)
         if failure:

@@ -268,7 +268,7 @@ class _Job:
         from exporter.parity.budget import evaluate, layouts_of
         from exporter.parity.cases import captured, synthetic, untraced
         from exporter.parity.measure import Opened, measure, replay
-        from exporter.parity.quantised import is_quantised, restore
+        from exporter.parity.quantised import is_quantised, restore, rounds_activations
         from exporter.parity.vocabulary import vocabulary
 
         started = time.perf_counter()
@@ -290,6 +290,7 @@ class _Job:
         cases += untraced(component, cases, record.inputs)
         cases += vocabulary(component, cases, record.inputs)
         hints = self._hints(record)
+        rounded = rounds_activations(record)
         tick = self._task(record.name, len(cases) * (1 + (1 + len(layouts_of(component))) * len(hints)))
 
         def truths_of(reference: Component) -> list[Tensors]:
@@ -301,13 +302,17 @@ class _Job:
         if is_quantised(record):
             originals = truths
             opened = Opened(self.target, self.artifact.root, record, "f32", self.threads, self.trust)
-            full = restore(full, record, opened, Path(self.scratch.name) / record.name, report)
+            folder = Path(self.scratch.name) / record.name
+            full = restore(full, record, opened, folder, report, self.checkpoint, self.cache, tick)
             self.judged[full.name] = full
             component = self.target.shipped(full)
             truths = truths_of(component)
         openers: dict[str, Opened] = {}
         for mode, hint in hints.items():
-            opened = Opened(self.target, self.artifact.root, record, hint, self.threads, self.trust)
+            opened = Opened(
+                self.target, self.artifact.root, record, hint, self.threads, self.trust,
+                exact=rounded and mode == "graph",
+            )  # fmt: skip
             skip = openers["graph"].arithmetic if mode == "default" else None
             played = replay(component, opened, cases, truths, tick, skip_if=skip)
             if played.same_as:
@@ -317,7 +322,8 @@ class _Job:
                 component, opened, played, cases, truths,
                 mode=mode, cache=self.cache, tick=tick, originals=originals,
             )  # fmt: skip
-            run.gates = mode == "graph" or record.details.get("precision_hint") != "f32"
+            run.stated = rounded and mode == "default"
+            run.gates = mode == "graph" or rounded or record.details.get("precision_hint") != "f32"
             report.runs.append(run)
             report.problems += [f for f in played.faults if f not in report.problems]
             report.not_checked = report.not_checked or played.not_checked
@@ -326,9 +332,15 @@ class _Job:
         return report, cases, openers
 
     def _hints(self, record: ComponentRecord) -> dict[Literal["graph", "default"], PrecisionHint]:
+        from exporter.parity.quantised import rounds_activations
+
+        rounded = rounds_activations(record)
         if self.settings.precision_hint is not None:
-            return {"graph": self.settings.precision_hint}  # type: ignore[dict-item]
+            hint = self.settings.precision_hint
+            return {"graph": hint, "default": hint} if rounded else {"graph": hint}  # type: ignore[dict-item]
         chosen = record.details.get("precision_hint")
+        if rounded:  # the graph is judged without its roundings, so with them it is run as it is meant to be
+            return {"graph": "f32", "default": chosen or "f32"}
         return {"graph": "f32", "default": chosen if chosen in ("bf16", "f16") else "default"}
 
     def _pipeline(
@@ -377,6 +389,7 @@ class _Job:
                 original=original,
             )
             run.gates = gates[mode]
+            run.stated = mode == "default" and any(r.stated for r in default_runs)
             report.runs.append(run)
         return report
 

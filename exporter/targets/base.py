@@ -82,6 +82,42 @@ class QuantisedWeight:
 
 
 @dataclass(frozen=True)
+class RoundedActivation:
+    """What the file itself asks to be rounded to integers before it meets a weight.
+
+    Attributes:
+        name: The weight, as the checkpoint stores it.
+        low / high: The range; NaN where the file rounds in another way than by one range.
+        levels: Numbers in that range.
+    """
+
+    name: str
+    low: float
+    high: float
+    levels: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The run of the reference whose inputs an export is calibrated with.
+
+    Attributes:
+        prompts: What is painted; None leaves the choice to whoever runs it.
+        steps / seed: Of each picture.
+        samples: Steps of each picture whose inputs are taken.
+        inputs: By component: the captured inputs, once they are there.
+        record: For the manifest: what was run.
+    """
+
+    prompts: tuple[str, ...] | None
+    steps: int
+    seed: int
+    samples: int
+    inputs: Mapping[str, Sequence[Mapping[str, np.ndarray]]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Before any work: bytes on disk and peak resident memory, both in bytes."""
 
@@ -101,6 +137,7 @@ class RunOptions:
         trust: Open files that are programs even when they were not made here (`exporter.trust`).
         peaks: Note the largest magnitude of every computed value, where the format shows them
             (`Runner.peaks`).
+        exact: Leave out where the file itself rounds activations to integers: what is left is the graph.
         compiled: What `Target.compile` made of the component for this device: opened in its place.
     """
 
@@ -109,6 +146,7 @@ class RunOptions:
     threads: int | None = None
     trust: bool = False
     peaks: bool = False
+    exact: bool = False
     compiled: Path | None = None
 
 
@@ -218,6 +256,10 @@ class Runner(ABC):
         """The quantised weights, one at a time; none where the file has none."""
         return iter(())
 
+    def rounded(self) -> list[RoundedActivation]:
+        """Where the file asks for activations in integers; empty where it does not, or opened `exact`."""
+        return []
+
     def close(self) -> None:  # noqa: B027 - most runners have nothing to free
         """Free the runtime's memory."""
 
@@ -288,6 +330,21 @@ class Target(ABC):
         Raises:
             UnsupportedError: A module or operator has no route; the message names it.
         """
+
+    def calibration(self, options: Options) -> Calibration | None:
+        """The run whose inputs `export_calibrated` wants to see; None where it wants none."""
+        return None
+
+    def export_calibrated(
+        self,
+        component: Component,
+        options: Options,
+        staging: Path,
+        progress: Progress,
+        calibration: Calibration,
+    ) -> ExportedComponent:
+        """As `export`, given captured inputs. Only where `calibration` asks for them."""
+        raise UnsupportedError(f"A {self.title} artifact cannot be calibrated.")
 
     @abstractmethod
     def finish(

@@ -26,6 +26,9 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "int4 asymmetric, groups of 32": {"weights": "int4", "group_size": 32},
     "int4 asymmetric, ratio 0.5": {"weights": "int4", "ratio": 0.5},
 }
+OPENVINO: dict[str, dict[str, Any]] = {
+    "int8, activations too": {"weights": "int8", "activations": "int8"},
+}
 CORE_ML: dict[str, dict[str, Any]] = {
     "palette of 2 bits": {"palettize": "2"},
     "palette of 4 bits": {"palettize": "4"},
@@ -43,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="random tiny models")
     parser.add_argument("--schemes", help="numbers of the list, separated by commas; all by default")
     args = parser.parse_args()
-    schemes = CORE_ML if args.to == "coreml" else SCHEMES
+    schemes = CORE_ML if args.to == "coreml" else SCHEMES | (OPENVINO if args.to == "openvino" else {})
     chosen = list(schemes)
     if args.schemes:
         chosen = [chosen[int(number)] for number in args.schemes.split(",")]

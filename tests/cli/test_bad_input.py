@@ -44,9 +44,22 @@ def test_an_option_by_name_that_the_target_does_not_have(tiny: Path, tmp_path: P
     convert(tiny, tmp_path / "out", "--option", "colour").failed(2, "NAME=VALUE")
 
 
-@pytest.mark.parametrize("static", ["512", "1x512", "0x64x64", "1x64xwide", "1x64x60"])
+@pytest.mark.parametrize("static", ["512", "1x512", "0x64x64", "1x64xwide"])
 def test_static_that_makes_no_sense(tiny: Path, tmp_path: Path, static: str) -> None:
-    convert(tiny, tmp_path / "out", "--static", static).failed(2, "--static")
+    ran = convert(tiny, tmp_path / "out", "--static", static)
+    ran.failed(2, f"'{static}' is not BATCHxHEIGHTxWIDTH, for example 1x512x512")
+
+
+@pytest.mark.parametrize("to", ["openvino", "onnx"])
+@pytest.mark.parametrize(
+    ("static", "hint"), [("1x64x60", "1x64x64"), ("2x66x64", "2x64x64"), ("1x4x64", "1x8x64")]
+)
+def test_static_size_that_the_vae_does_not_divide(
+    tiny: Path, tmp_path: Path, to: str, static: str, hint: str
+) -> None:
+    ran = convert(tiny, tmp_path / "out", "--static", static, to=to)
+    ran.failed(2, f"--static {static}: height and width must be multiples of 8.", f"Try {hint}.")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_dtype(tiny: Path, tmp_path: Path) -> None:

@@ -119,5 +119,5 @@ CHECKPOINTS: list[Fault] = [
     _S("stale-data", "data file of another export (0.1 % off)", "vae_decoder", changes.perturbed(1e-3), True),
 ]
 
-CATALOGUE: list[Fault] = [*WEIGHTS, *CAPTURED, *FILES, *CHECKPOINTS, *compressed.FAULTS]
+CATALOGUE: list[Fault] = [*WEIGHTS, *CAPTURED, *FILES, *CHECKPOINTS, *compressed.FAULTS, *compressed.ROUNDED]
 BY_NAME = {fault.name: fault for fault in CATALOGUE}

@@ -75,12 +75,15 @@ def _component(part: ComponentReport, k: float) -> dict[str, Any]:
 def _run(run: Run, k: float) -> dict[str, Any]:
     from exporter.parity.metrics import histogram_edges
     from exporter.parity.report.svg import histogram
+    from exporter.parity.stated import kept
 
     outputs = [output for case in run.cases for output in case.outputs]
     return {
         "title": run.title[0].upper() + run.title[1:],
         "verdict": run.verdict,
         "gates": run.gates,
+        "stated": run.stated,
+        "kept": kept(run) if run.stated else [],
         "problems": run.problems,
         "peaks": sorted(run.peaks, key=lambda r: math.inf if math.isnan(r.peak) else r.peak, reverse=True),
         "note": run.note,
@@ -127,6 +130,7 @@ def _pictures(report: Report, folder: Path) -> Iterable[dict[str, Any]]:
 
     for run in report.pipeline.runs if report.pipeline else []:
         how = "graph" if run.mode == "graph" else "as run by default"
+        how = "as it runs, activations in int8" if run.stated else how
         for painting in run.paintings:
             twin = _running_maximum([step.twin for step in painting.steps])
             yield {
@@ -135,7 +139,7 @@ def _pictures(report: Report, folder: Path) -> Iterable[dict[str, Any]]:
                 "images": _images(painting, folder),
                 "curve": curve(
                     [
-                        ("limit", [report.settings.k * v for v in twin]),
+                        ("limit", [] if run.stated else [report.settings.k * v for v in twin]),
                         ("twin", [step.twin for step in painting.steps]),
                         ("artifact", [step.artifact for step in painting.steps]),
                     ]

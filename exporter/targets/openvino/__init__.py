@@ -10,6 +10,7 @@ from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
 from exporter.targets.base import (
     PROMPT,
+    Calibration,
     Client,
     Estimate,
     ExportedComponent,
@@ -48,6 +49,31 @@ class OpenVinoTarget(Target):
         from exporter.targets.openvino.export import export
 
         return export(component, OpenVinoOptions.of(options), staging, progress)
+
+    def calibration(self, options: Options) -> Calibration | None:
+        checked = OpenVinoOptions.of(options)
+        if checked.activations is None:
+            return None
+        from exporter.targets.openvino import activations
+
+        return Calibration(
+            prompts=checked.calibration_prompts,
+            steps=checked.calibration_steps or activations.STEPS,
+            seed=activations.SEED if checked.calibration_seed is None else checked.calibration_seed,
+            samples=checked.calibration_samples or activations.SAMPLES,
+        )
+
+    def export_calibrated(
+        self,
+        component: Component,
+        options: Options,
+        staging: Path,
+        progress: Progress,
+        calibration: Calibration,
+    ) -> ExportedComponent:
+        from exporter.targets.openvino.export import export
+
+        return export(component, OpenVinoOptions.of(options), staging, progress, calibration)
 
     def computes_in_float16(self, options: Options) -> bool:
         checked = OpenVinoOptions.of(options)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from exporter.architectures.base import Component, TensorSpec
     from exporter.graph import Graph
+    from exporter.targets.base import Calibration
     from exporter.targets.quantisation import How
 
 XML = "openvino_model.xml"
@@ -44,6 +45,8 @@ SCALE_PLACE = ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"]
 """Where OpenVINO's GPU plugin looks for it, as text; optimum-intel writes it to the same place."""
 SMALLEST_SCALE = 8.0
 FLOAT16_MAX = 65504.0
+ROUNDED = "int8_activations"
+"""Scheme in the manifest where activations are rounded as well as weights."""
 
 MB = 1_000_000
 OVERHEAD_DISK = 3 * MB  # the .xml of a full-size UNet
@@ -56,6 +59,10 @@ def estimate(component: Component, options: OpenVinoOptions) -> Estimate:
     The temporary float32 weights are counted in memory, for they are mapped; on disk they are gone
     at the end.
     """
+    if options.activations is not None:
+        from exporter.targets.openvino.activations import require_nncf
+
+        require_nncf()
     item: float = 4 if options.dtype == "float32" else 2
     if options.weights is not None:
         item = 1.05  # a code of eight bits at most, and its share of a scale
@@ -66,13 +73,21 @@ def estimate(component: Component, options: OpenVinoOptions) -> Estimate:
 
 
 def export(
-    component: Component, options: OpenVinoOptions, staging: Path, progress: Progress
+    component: Component,
+    options: OpenVinoOptions,
+    staging: Path,
+    progress: Progress,
+    calibration: Calibration | None = None,
 ) -> ExportedComponent:
     """Write one component into `staging / component.name`.
 
     Sizes after the first become `openvino_model_BxHxW.xml`, whose weights lie in the first one's `.bin`.
 
+    Args:
+        calibration: With captured inputs, where activations are to be rounded.
+
     Raises:
+        BackendMissing: nncf is not here, and activations are to be rounded.
         UnsupportedError: OpenVINO has no counterpart of an operator; the message names it.
     """
     folder = staging / component.name
@@ -80,6 +95,8 @@ def export(
     entries: dict[tuple[tuple[int, ...], ...], Path] = {}
     sizes: list[tuple[Static, Path]] = []
     chosen: dict[str, How] = {}
+    if calibration is not None:
+        options = options.model_copy(update={"symmetric": True})
     try:
         for static in options.sizes() or (None,):
             shapes = component_shapes(component, static)
@@ -87,7 +104,9 @@ def export(
                 name = XML if static in (None, options.static) else f"openvino_model_{size_text(static)}.xml"
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
-                entry, chosen = export_one(component, options, static, folder / name, scratch, progress)
+                entry, chosen = export_one(
+                    component, options, static, folder / name, scratch, progress, calibration
+                )
                 if entries:
                     share_constants(folder / XML, entry)
                 entries[shapes] = entry
@@ -95,7 +114,10 @@ def export(
                 sizes.append((static, entries[shapes]))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return describe_files(staging, list(entries.values()), component, options, sizes, chosen)
+    record = None
+    if calibration is not None:
+        record = {**calibration.record, "inputs": len(calibration.inputs[component.name])}
+    return describe_files(staging, list(entries.values()), component, options, sizes, chosen, record)
 
 
 def export_one(
@@ -105,6 +127,7 @@ def export_one(
     path: Path,
     scratch: Path,
     progress: Progress,
+    calibration: Calibration | None = None,
 ) -> tuple[Path, dict[str, How]]:
     """Write one `.xml` and its `.bin`, dynamic or baked; tells how its weights are quantised, if they are."""
     import openvino
@@ -116,6 +139,15 @@ def export_one(
     model = convert(source, component)
     held = hold_back(model)
     simplify(model)
+    if calibration is not None:
+        from exporter.targets.openvino.activations import round_activations
+
+        progress.done()
+        progress.start(f"{component.name}: calibrating activations")
+        kept = put_back(model, held, "float32", scratch)
+        model = round_activations(model, component, calibration.inputs[component.name])
+        held = hold_back(model)
+        del kept
     chosen: dict[str, How] = {}
     tensors: list[openvino.Tensor] = []
     if options.weights is not None:
@@ -197,7 +229,7 @@ def convert(source: Path, component: Component) -> openvino.Model:
     """Read the ONNX file into an OpenVINO model as it stands; weights stay mapped from its data file.
 
     Raises:
-        UnsupportedError: An operator has no counterpart; the message names it.
+        UnsupportedError: An operator has no counterpart; the message names it, and the module it is in.
     """
     from openvino.frontend import FrontEndManager
 
@@ -207,8 +239,12 @@ def convert(source: Path, component: Component) -> openvino.Model:
         reader = FrontEndManager().load_by_framework("onnx")
         return reader.convert(reader.load(str(source)))
     except Exception as error:  # frontends raise several unrelated types
+        from exporter.targets.openvino.blame import where_in
+
+        at_fault = where_in(source, str(error))
+        part = f"{at_fault} of the {component.name}" if at_fault else f"the {component.name}"
         raise UnsupportedError(
-            f"OpenVINO cannot represent the {component.name} ({component.class_name}): {plain(error)}"
+            f"OpenVINO cannot represent {part} ({component.class_name}): {plain(error)}"
         ) from error
 
 
@@ -251,10 +287,12 @@ def describe_files(
     options: OpenVinoOptions,
     sizes: Sequence[tuple[Static, Path]],
     chosen: Mapping[str, How],
+    calibration: Mapping[str, Any] | None = None,
 ) -> ExportedComponent:
     """What was written, with inputs and outputs read back from the disk."""
     import openvino
 
+    from exporter.targets.openvino import activations
     from exporter.targets.openvino.compression import described
     from exporter.targets.openvino.runner import describe, read_model
 
@@ -268,6 +306,9 @@ def describe_files(
         )
         if chosen and not compression:
             compression = described(model, chosen, options)
+            if calibration is not None:
+                compression["scheme"] = ROUNDED
+                compression["activations"] = activations.described(model, calibration)
         del model
     first, scale = entries[0], options.activations_scale
     records = []

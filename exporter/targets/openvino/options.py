@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from exporter.targets.base import SeveralSizes
 from exporter.targets.quantisation import WeightOptions
@@ -27,9 +27,40 @@ class OpenVinoOptions(SeveralSizes, WeightOptions):
         activations_scale: Of every component: what a GPU that computes in float16 divides activations by
             (`ACTIVATIONS_SCALE_FACTOR`, in the file's `rt_info`). None: measured, where the artifact is made
             for float16, and written only for components whose values float16 does not hold.
+        activations: `int8` also rounds what enters convolutions and products with weights, to 256 steps of
+            a range that is measured on inputs captured from a run of the checkpoint (by nncf). Goes with
+            symmetric int8 weights, which is what OpenVINO multiplies as integers, and with one size.
+        calibration_prompts: Of that run; None takes some of our own, other than those `verify` paints.
+        calibration_steps / calibration_seed: Of that run.
+        calibration_samples: Steps of each of its pictures whose inputs are taken.
     """
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # type: ignore[assignment]
     precision_hint: Literal["f32", "bf16", "f16", "default"] = "f32"
     timestep: Literal["int64", "float32"] = "int64"
     activations_scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    activations: Literal["int8"] | None = None
+    calibration_prompts: tuple[str, ...] | None = None
+    calibration_steps: int | None = Field(default=None, ge=1)
+    calibration_seed: int | None = Field(default=None, ge=0)
+    calibration_samples: int | None = Field(default=None, ge=1)
+
+    @field_validator("calibration_prompts", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _what_activations_go_with(self) -> OpenVinoOptions:
+        if self.activations is None:
+            for name in ("prompts", "steps", "seed", "samples"):
+                if getattr(self, f"calibration_{name}") is not None:
+                    raise ValueError(f"calibration {name} go with --activations int8")
+            return self
+        if self.weights != "int8":
+            raise ValueError("activations in int8 go with --weights int8")
+        if self.symmetric is False:
+            raise ValueError("activations in int8 go with symmetric weights: OpenVINO multiplies no others")
+        if self.more_sizes:
+            raise ValueError("activations in int8 are calibrated at one size: give --static once or never")
+        return self

@@ -12,7 +12,8 @@ import numpy as np
 
 from exporter.artifact import ComponentRecord, TensorRecord
 from exporter.errors import ArtifactError, UsageError
-from exporter.targets.base import QuantisedWeight, Runner, RunOptions
+from exporter.targets.base import QuantisedWeight, RoundedActivation, Runner, RunOptions
+from exporter.targets.openvino.activations import has_roundings, leave_out, roundings
 from exporter.targets.openvino.compiled import device_of, import_blob, require_device
 from exporter.targets.openvino.compression import code_constants, quantised
 from exporter.targets.openvino.model import plain, read_modules
@@ -62,11 +63,14 @@ class OpenVinoRunner(Runner):
             ports = self._model = read_model(self._core, path)
             self._modules = read_modules(self._model)
             self.weights = weights_of(self._model)
+            if options.exact:
+                leave_out(self._model)
             if next(code_constants(self._model), None) is not None:
                 # With quantised weights OpenVINO quantises activations too, under any hint: 0.5 % error.
                 self.rounds_activations = options.precision_hint != "f32"
                 if not self.rounds_activations:
                     self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+            self.rounds_activations |= has_roundings(self._model)
         self.inputs = tuple(describe(port, record.inputs) for port in ports.inputs)
         self.outputs = tuple(describe(port, record.outputs) for port in ports.outputs)
         self.precision = precision_of(self.compiled())
@@ -112,6 +116,9 @@ class OpenVinoRunner(Runner):
 
     def quantised(self) -> Iterator[QuantisedWeight]:
         return quantised(self._model)
+
+    def rounded(self) -> list[RoundedActivation]:
+        return list(roundings(self._model))
 
     def close(self) -> None:
         self._compiled = None

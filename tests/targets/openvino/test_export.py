@@ -195,6 +195,32 @@ def test_failure_leaves_no_temporary_graph(
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_a_whole_export_names_the_module_whose_operator_is_unknown(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is a real one; only one of its operators is one that OpenVINO has not."""
+    import onnx
+
+    real = export_module.write_graph
+
+    def written(*given: object) -> tuple[Path, dict[str, list[str]]]:
+        source, modules = real(*given)  # type: ignore[arg-type]
+        model = onnx.load(source, load_external_data=False)
+        node = next(n for n in model.graph.node if n.name.startswith("decoder.mid_block.resnets.0."))
+        node.op_type, node.domain = "NoSuchOperator", "example.org"
+        model.opset_import.append(onnx.helper.make_opsetid("example.org", 1))
+        onnx.save(model, source)
+        return source, modules
+
+    monkeypatch.setattr(export_module, "write_graph", written)
+    component = exported.components["vae_decoder"]
+    with pytest.raises(UnsupportedError) as caught:
+        OpenVinoTarget().export(component, OpenVinoOptions(), tmp_path, NullProgress())
+    said = "NoSuchOperator in module 'decoder.mid_block.resnets.0."
+    assert said in caught.value.message, caught.value.message
+    assert "of the vae_decoder (AutoencoderKL)" in caught.value.message
+
+
 def test_unknown_operator_is_named(exported: Exported, tmp_path: Path) -> None:
     import onnx
 
@@ -210,4 +236,5 @@ def test_unknown_operator_is_named(exported: Exported, tmp_path: Path) -> None:
         export_module.convert(tmp_path / "m.onnx", component)
     assert "NoSuchOperator" in caught.value.message
     assert "vae_decoder" in caught.value.message
+    assert "NoSuchOperator in module 'somewhere' of the vae_decoder" in caught.value.message
     assert not re.search(r"\.cpp:\d+", caught.value.message)
