@@ -71,6 +71,30 @@ class UNet(nn.Module):
         return (output[0],)
 
 
+class Transformer(nn.Module):
+    """A diffusion transformer that takes tensors under its own names → the one tensor it gives."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        timestep: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        output = self.inner(
+            hidden_states=hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            pooled_projections=pooled_projections,
+            timestep=timestep,
+            return_dict=False,
+        )
+        return (output[0],)
+
+
 class VaeDecoder(nn.Module):
     """`latent_sample` (already divided by the scaling factor) → picture in [-1, 1]."""
 
