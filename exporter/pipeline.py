@@ -25,13 +25,15 @@ from exporter.compiled import Store
 from exporter.errors import ArtifactError, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
 from exporter.sizes import at_size
-from exporter.stand_ins import ExportedTextEncoder, ExportedUNet, ExportedVae
+from exporter.stand_ins import ExportedTextEncoder, ExportedTransformer, ExportedUNet, ExportedVae
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 from exporter.targets.torch_module import torch_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a pipeline that are not exported and that it can do without."""
 
@@ -96,8 +98,10 @@ def from_checkpoint(
     cls = getattr(diffusers, checkpoint.pipeline_class, None)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
         raise CheckpointError(f"This diffusers has no pipeline {checkpoint.pipeline_class!r}.")
-    given: dict[str, Any] = {}
-    if "add_watermarker" in inspect.signature(cls.__init__).parameters:
+    known = inspect.signature(cls.__init__).parameters
+    parts = [name for name in (*TEXT_ENCODERS, *TOKENIZERS) if name in known]
+    given: dict[str, Any] = {name: None for name in parts if name not in checkpoint.component_classes}
+    if "add_watermarker" in known:
         given["add_watermarker"] = False
     if type(checkpoint) is not Checkpoint:  # weights that do not lie in the folder as diffusers wants them
         given |= {c.folder: whole_module(c) for c in components_of(checkpoint)}
@@ -141,21 +145,22 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
         ArtifactError: A component the pipeline needs is not among the runners.
     """
     import diffusers
-    from transformers import CLIPTokenizer
 
     cls = getattr(diffusers, pipeline_class)
     known = inspect.signature(cls.__init__).parameters
     modules: dict[str, Any] = {}
-    for name in ("text_encoder", "text_encoder_2"):
+    for name in TEXT_ENCODERS:
         if name in known and name in runners:
             modules[name] = ExportedTextEncoder(runners[name], _config(root, name, "config.json"))
-    for name in ("unet", "vae_decoder", *_missing_texts(root, known, modules)):
+    kind = "transformer" if "transformer" in known else "unet"
+    for name in (kind, "vae_decoder", *_missing_texts(root, known, modules)):
         if name not in runners:
             raise ArtifactError(
                 f"The artifact has no {name}, so it cannot paint.",
                 hint="Convert again without --component.",
             )
-    modules["unet"] = ExportedUNet(runners["unet"], _config(root, "unet", "config.json"))
+    stand_in = ExportedTransformer if kind == "transformer" else ExportedUNet
+    modules[kind] = stand_in(runners[kind], _config(root, kind, "config.json"))
     vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
     modules["vae"] = ExportedVae(
         runners["vae_decoder"], runners.get("vae_encoder"), _config(root, vae_folder, "config.json")
@@ -163,19 +168,30 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     scheduler_config = _config(root, "scheduler", "scheduler_config.json")
     scheduler = getattr(diffusers, scheduler_config["_class_name"]).from_config(scheduler_config)
     tokenizers = {
-        name: CLIPTokenizer.from_pretrained(root / name, local_files_only=True)
-        for name in ("tokenizer", "tokenizer_2")
-        if name in known and (root / name).is_dir()
+        name: _tokenizer(root / name) for name in TOKENIZERS if name in known and (root / name).is_dir()
     }
     parts = {**modules, **tokenizers, **_settings(root, known), "scheduler": scheduler}
-    absent = {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", *ABSENT} - set(parts)
+    absent = {*TEXT_ENCODERS, *TOKENIZERS, *ABSENT} - set(parts)
     pipeline = cls(**parts, **{name: None for name in absent if name in known})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, of the class that its config names; CLIP's where it names none."""
+    from transformers import AutoTokenizer, CLIPTokenizer
+
+    path = folder / "tokenizer_config.json"
+    named = str(_config(folder, ".", path.name).get("tokenizer_class") or "") if path.is_file() else ""
+    loader = AutoTokenizer if named and not named.startswith("CLIPTokenizer") else CLIPTokenizer
+    return loader.from_pretrained(folder, local_files_only=True)
+
+
 def _missing_texts(root: Path, known: Mapping[str, Any], modules: Mapping[str, Any]) -> list[str]:
-    """Text encoders without which the UNet gets less text than it takes (a refiner has one of two)."""
+    """Text encoders without which the denoiser gets less text than it takes (an XL refiner has one of two;
+    of SD3's three the pipeline does without the last)."""
+    if "transformer" in known:
+        return [n for n in TEXT_ENCODERS[:2] if n in known and n not in modules]
     if not (root / "unet" / "config.json").is_file():
         return []
     cross = _config(root, "unet", "config.json").get("cross_attention_dim")
@@ -219,16 +235,44 @@ def _config(root: Path, folder: str, name: str) -> dict[str, Any]:
         raise ArtifactError(f"{folder}/{name} of the artifact cannot be read: {error}.") from error
 
 
+def denoiser(pipeline: Any) -> Any:
+    """The pipeline's UNet or transformer."""
+    found = getattr(pipeline, "unet", None)
+    return found if found is not None else pipeline.transformer
+
+
 def native_size(pipeline: Any) -> tuple[int, int]:
     """(height, width) in pixels: what a static artifact was baked for, else the training size."""
-    runner = getattr(pipeline.unet, "runner", None)
-    if runner is not None:
-        dims = next(s.dims for s in runner.inputs if s.name == "sample")
-        if isinstance(dims[2], int) and isinstance(dims[3], int):
-            return dims[2] * pipeline.vae_scale_factor, dims[3] * pipeline.vae_scale_factor
-    size = pipeline.unet.config.sample_size
+    factor = pipeline.vae_scale_factor
+    baked = _baked(pipeline)
+    if baked is not None and isinstance(baked[0], int) and isinstance(baked[1], int):
+        return baked[0] * factor, baked[1] * factor
+    size = denoiser(pipeline).config.get("sample_size")
+    if size is None:  # of latents in packs, which do not tell height from width
+        size, factor = pipeline.vae.config.sample_size, 1
     height, width = (size, size) if isinstance(size, int) else size
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+    return height * factor, width * factor
+
+
+def _baked(pipeline: Any) -> Sequence[int | str] | None:
+    """(height, width) of the latents as an artifact declares them, numbers where they are baked; None of a
+    pipeline that is no artifact's."""
+    for module, name in (
+        (denoiser(pipeline), ("sample", "hidden_states")),
+        (pipeline.vae, ("latent_sample",)),
+    ):
+        runner = getattr(module, "runner", None)
+        dims = next((s.dims for s in runner.inputs if s.name in name), ()) if runner is not None else ()
+        if len(dims) == 4:
+            return list(dims[2:])
+    return None
+
+
+def _step(pipeline: Any) -> int:
+    """Pixels of which each side of a picture is a multiple: the VAE's factor, and the denoiser's patches."""
+    config = denoiser(pipeline).config
+    packed = 2 if hasattr(pipeline, "_pack_latents") else 1
+    return int(pipeline.vae_scale_factor * (config.get("patch_size") or 1) * packed)
 
 
 def spare_memory(pipeline: Any, *, tiling: bool = False, slicing: bool = False) -> None:
@@ -273,7 +317,7 @@ def for_task(pipeline: Any, *, image: bool, mask: bool) -> Any:
 
     name = type(pipeline).__name__
     own = set(inspect.signature(pipeline.__call__).parameters)
-    channels = int(pipeline.unet.config.in_channels)
+    channels = int(denoiser(pipeline).config.in_channels)
     if mask and not image:
         raise UsageError("A mask needs the picture that it masks.", hint="Add --image FILE.")
     if channels == 9 and not mask:
@@ -384,29 +428,24 @@ def _starting_point(image: Image, mask: Image | None, size: tuple[int, int]) -> 
 
 
 def _size_of(image: Image, pipeline: Any) -> tuple[int, int]:
-    """(height, width) of a picture, as multiples of what the UNet can halve at every level."""
-    levels = len(pipeline.unet.config.block_out_channels)
-    multiple = pipeline.vae_scale_factor * 2 ** (levels - 1)
+    """(height, width) of a picture, as multiples of what the denoiser divides (a UNet halves each level)."""
+    levels = len(denoiser(pipeline).config.get("block_out_channels") or (0,))
+    multiple = _step(pipeline) * 2 ** (levels - 1)
     return tuple(max(1, round(side / multiple)) * multiple for side in (image.height, image.width))  # type: ignore[return-value]
 
 
 def _is_baked(pipeline: Any) -> bool:
-    runner = getattr(pipeline.unet, "runner", None)
-    dims = next(s.dims for s in runner.inputs if s.name == "sample") if runner is not None else ["", "", ""]
-    return isinstance(dims[2], int)
+    baked = _baked(pipeline)
+    return baked is not None and isinstance(baked[0], int)
 
 
 def _check_size(pipeline: Any, height: int, width: int) -> None:
-    factor = pipeline.vae_scale_factor
-    if height % factor or width % factor or height <= 0 or width <= 0:
-        raise UsageError(f"Height and width must be multiples of {factor}, not {height}×{width}.")
-    runner = getattr(pipeline.unet, "runner", None)
-    if runner is None:
-        return
-    dims = next(s.dims for s in runner.inputs if s.name == "sample")
-    for have, wanted in zip(dims[2:], (height // factor, width // factor), strict=True):
-        if isinstance(have, int) and have != wanted:
-            baked = f"{dims[2] * factor}×{dims[3] * factor}"
+    step, factor = _step(pipeline), pipeline.vae_scale_factor
+    if height % step or width % step or height <= 0 or width <= 0:
+        raise UsageError(f"Height and width must be multiples of {step}, not {height}×{width}.")
+    for have, wanted in zip(_baked(pipeline) or (), (height, width), strict=False):
+        if isinstance(have, int) and have * factor != wanted:
+            baked = "×".join(str(n * factor) if isinstance(n, int) else "any" for n in _baked(pipeline) or ())
             raise UsageError(
                 f"This artifact was baked for {baked} pixels, not {height}×{width}.",
                 hint="Leave out --height and --width, or convert without --static.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,13 +62,20 @@ class ExportedModule(nn.Module):
 
 
 class ExportedTextEncoder(ExportedModule):
-    """Stands for a `CLIPTextModel` or a `CLIPTextModelWithProjection`."""
+    """Stands for a `CLIPTextModel`, a `CLIPTextModelWithProjection` or a `T5EncoderModel`."""
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, **options: Any) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+    ) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
         from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-        values = self.call(self.runner, input_ids=input_ids)
+        inputs = {"input_ids": input_ids}
+        if any(spec.name == "attention_mask" for spec in self.runner.inputs):
+            inputs["attention_mask"] = (
+                torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            )
+        values = self.call(self.runner, **inputs)
         given = dict(zip((spec.name for spec in self.runner.outputs), values, strict=True))
         states = self._states(given)
         if options.get("output_hidden_states") and not states:
@@ -139,6 +147,30 @@ class ExportedUNet(ExportedModule):
             raise UsageError(f"The pipeline passes {unknown[0]!r}, which this artifact's unet does not take.")
         (out,) = self.call(self.runner, **given)
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
+
+
+class ExportedTransformer(ExportedModule):
+    """Stands for a diffusion transformer, whose inputs it takes under the names that the runner has."""
+
+    def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
+        super().__init__(runner, config)
+        self.names = {spec.name for spec in runner.inputs}
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """Pipelines name the pass they make, for caches that an exported graph has not."""
+        return nullcontext()
+
+    def forward(self, hidden_states: torch.Tensor, *, return_dict: bool = True, **others: Any) -> Any:
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        given = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
+        unknown = sorted(set(given) - self.names)
+        if unknown:
+            raise UsageError(
+                f"The pipeline passes {unknown[0]!r}, which this artifact's transformer does not take."
+            )
+        (out,) = self.call(self.runner, hidden_states=hidden_states, **given)
+        return Transformer2DModelOutput(sample=out) if return_dict else (out,)
 
 
 class ExportedVae(ExportedModule):

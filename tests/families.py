@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny import make_tokenizer
+from tests.tiny import make_t5, make_t5_tokenizer, make_tokenizer
 
 UNET = {
     "sample_size": 8,
@@ -66,16 +66,22 @@ def text(
 def vae(**more: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        sample_size=64,
-        block_out_channels=(16, 16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        **more,
-    )
+    config = {
+        "sample_size": 64,
+        "block_out_channels": (16, 16, 32, 32),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+    }
+    return AutoencoderKL(**(config | more))
+
+
+def vae16(**more: Any) -> Any:
+    """As of the flow-matching models: 16 channels, a shift beside the scale, no 1×1 convolutions around."""
+    config = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+    return vae(**(config | more))
 
 
 def tiny_vae(**more: Any) -> Any:
@@ -196,6 +202,49 @@ def sdxl_refiner(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
+def _sd3(tokenizer: Any, encoder_3: Any, tokenizer_3: Any, **config: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        **(
+            {
+                "sample_size": 8,
+                "patch_size": 2,
+                "in_channels": 16,
+                "out_channels": 16,
+                "num_layers": 2,
+                "attention_head_dim": 8,
+                "num_attention_heads": 4,
+                "caption_projection_dim": 32,
+                "joint_attention_dim": 64,
+                "pooled_projection_dim": 48,
+                "pos_embed_max_size": 48,
+            }
+            | config
+        )
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae16(scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=text(tokenizer, hidden=16, projected=True),
+        text_encoder_2=text(tokenizer, hidden=32, layers=3, act="gelu", projected=True),
+        text_encoder_3=encoder_3,
+        tokenizer=tokenizer, tokenizer_2=tokenizer, tokenizer_3=tokenizer_3,
+    )  # fmt: skip
+
+
+def sd3(tokenizer: Any) -> Any:
+    """Stable Diffusion 3: three text encoders, T5 among them."""
+    tokenizer_3 = make_t5_tokenizer()
+    return _sd3(tokenizer, make_t5(tokenizer_3, hidden=64), tokenizer_3)
+
+
+def sd35(tokenizer: Any) -> Any:
+    """Stable Diffusion 3.5 medium without T5: a second attention in some layers, normalised queries."""
+    return _sd3(tokenizer, None, None, num_layers=3, dual_attention_layers=(0, 1), qk_norm="rms_norm")
+
+
 FAMILIES: dict[str, Callable[[Any], Any]] = {
-    each.__name__: each for each in (sd2, inpaint, lcm, turbo, taesd, sdxl, sdxl_refiner)
+    each.__name__: each for each in (sd2, inpaint, lcm, turbo, taesd, sdxl, sdxl_refiner, sd3, sd35)
 }

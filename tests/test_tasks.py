@@ -65,7 +65,8 @@ def given(task: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("family", "task"),
     [(family, TASK.get(family, "text")) for family in FAMILIES]
-    + [("sd2", "image"), ("sdxl", "image"), ("lcm", "image"), ("sd2", "mask"), ("sdxl", "mask")],
+    + [(family, "image") for family in ("sd2", "sdxl", "lcm", "sd3")]
+    + [(family, "mask") for family in ("sd2", "sdxl", "sd35")],
 )
 def test_same_picture_as_the_reference(
     folders: dict[str, Path], built: dict[str, Any], family: str, task: str

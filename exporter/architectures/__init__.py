@@ -10,9 +10,13 @@ from exporter.errors import CheckpointError
 
 _SD = "exporter.architectures.stable_diffusion"
 _SDXL = "exporter.architectures.stable_diffusion_xl"
+_SD3 = "exporter.architectures.stable_diffusion_3"
 FAMILIES = {
     "LatentConsistencyModelImg2ImgPipeline": _SD,
     "LatentConsistencyModelPipeline": _SD,
+    "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
+    "StableDiffusion3Pipeline": _SD3,
     "StableDiffusionImg2ImgPipeline": _SD,
     "StableDiffusionInpaintPipeline": _SD,
     "StableDiffusionPipeline": _SD,
@@ -22,7 +26,12 @@ FAMILIES = {
 }
 """Pipeline class of model_index.json → the module that names its components."""
 
-__all__ = ["FAMILIES", "Component", "Size", "TensorSpec", "components_of"]
+ENCODED = (
+    "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+)  # fmt: skip
+"""What `encode_prompt` of most pipelines returns, under the names by which they take it again."""
+
+__all__ = ["FAMILIES", "Component", "Size", "TensorSpec", "components_of", "encoded_names"]
 
 
 def components_of(checkpoint: Checkpoint) -> list[Component]:
@@ -39,3 +48,12 @@ def components_of(checkpoint: Checkpoint) -> list[Component]:
             f"(it converts: {known})."
         )
     return import_module(module).components(checkpoint)
+
+
+def encoded_names(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Under which names the pipeline takes what its `encode_prompt` returns, in that order.
+
+    A family whose pipeline returns something else says so by an `ENCODED` of its own.
+    """
+    names: tuple[str, ...] = getattr(import_module(FAMILIES[checkpoint.pipeline_class]), "ENCODED", ENCODED)
+    return names

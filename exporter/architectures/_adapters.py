@@ -25,6 +25,20 @@ class TextEncoder(nn.Module):
         return (output[0], output[1], *(output[2] if self.hidden_states else ()))
 
 
+class T5Encoder(nn.Module):
+    """(`input_ids`, `attention_mask` where the family has one) → `last_hidden_state`."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor]:
+        output = self.inner(input_ids=input_ids, attention_mask=attention_mask, return_dict=False)
+        return (output[0],)
+
+
 class UNet(nn.Module):
     """(`sample`, `timestep`, `encoder_hidden_states`) → `out_sample`.
 
@@ -52,6 +66,30 @@ class UNet(nn.Module):
             encoder_hidden_states,
             timestep_cond=timestep_cond,
             added_cond_kwargs=added,
+            return_dict=False,
+        )
+        return (output[0],)
+
+
+class Transformer(nn.Module):
+    """A diffusion transformer that takes tensors under its own names → the one tensor it gives."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        timestep: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        output = self.inner(
+            hidden_states=hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            pooled_projections=pooled_projections,
+            timestep=timestep,
             return_dict=False,
         )
         return (output[0],)

@@ -80,6 +80,7 @@ def unet(checkpoint: Checkpoint, folder: str, native: Size, *, text_width: int, 
         make_inputs={"timestep": _timestep, "time_ids": _time_ids},
         renames=rename_vae,
         rows=2 if guidance is None else 1,
+        multiple=2 ** (len(config["block_out_channels"]) - 1),
     )
 
 

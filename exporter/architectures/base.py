@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 Dim = int | str
+DENOISERS = ("unet", "transformer")
+"""Names of the component that a pipeline calls once a step."""
 INNER = "inner."
 """Adapters keep the library's own module as `inner`, so a weight's name is INNER + its stored name."""
+
+PACKED = 2
+"""Latent cells on each side of what FLUX packs into one token."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Size:
 
     Attributes:
         batch: Rows of the component's own batch (a UNet under guidance sees twice the pictures).
-        height: Picture height in pixels; `latent_height` is height // factor.
+        height: Picture height in pixels; `latent_height` is height // factor, and `image_tokens` the number
+            of squares of 2×2 latent cells (FLUX packs each into one token).
         width: Picture width in pixels.
         sequence: Text tokens.
         factor: Pixels per latent cell (the VAE's scale).
@@ -55,6 +61,7 @@ class Size:
             "sequence": self.sequence,
             "latent_height": self.height // self.factor,
             "latent_width": self.width // self.factor,
+            "image_tokens": (self.height // self.factor // PACKED) * (self.width // self.factor // PACKED),
         }
         return values[dim]
 
@@ -96,6 +103,7 @@ class Component:
         make_inputs: `(spec, size, generator) -> tensor` for inputs that are not plain noise.
         renames: Maps a stored weight name (old checkpoints) to the module's name, or None to drop it.
         rows: Rows of a call to one picture: two where guidance runs both prompts at once.
+        multiple: Latent cells by which it divides each side of a picture: patches, or a UNet's levels.
     """
 
     name: str
@@ -113,6 +121,7 @@ class Component:
     )
     renames: Callable[[str], str | None] = field(default=lambda name: name)
     rows: int = 1
+    multiple: int = 1
 
     @property
     def config(self) -> dict[str, Any]:

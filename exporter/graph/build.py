@@ -31,6 +31,8 @@ Layout = Literal["runtime", "stored"]
 nothing to fold when it opens the file. `stored`: as the checkpoint has them, for a consumer that takes
 both; then most bytes are the checkpoint's own and need not be copied (`write(..., link=True)`)."""
 
+HOLDER = "exporter"
+"""Domain of the nodes that hold a value while the graph is optimised; none is left in the end."""
 MODULES_KEY = "exporter.modules"
 """Model metadata: JSON object, module path as diffusers names it → name of the value it returns."""
 
@@ -167,22 +169,34 @@ def _to_onnx(
 def _optimise(model: ir.Model, modules: dict[str, ir.Value], *, direct: bool) -> dict[str, ir.Value]:
     """Optimise, and tell what became of each module's value. Those that are gone are left out.
 
-    Passes keep what the graph returns, and keep it up to date, so each module's value is returned meanwhile.
+    Passes keep what the graph returns, so meanwhile a node of ours holds each module's value and is returned.
+    (The values themselves would not do: equal ones, two of which are returned, cannot be merged.)
     """
+    import onnx_ir as ir
+
     graph = model.graph
     promised = len(graph.outputs)
-    returned = dict.fromkeys(value for value in modules.values() if not value.is_graph_output())
-    places = {value: place for place, value in enumerate([*graph.outputs, *returned])}
-    graph.outputs.extend(returned)
+    returned = {path: value for path, value in modules.items() if not value.is_graph_output()}
+    places = {path: graph.outputs.index(v) for path, v in modules.items() if path not in returned}
+    graph.opset_imports[HOLDER] = 1
+    holders = {
+        path: ir.node("Hold", [value], {"place": place}, domain=HOLDER)
+        for place, (path, value) in enumerate(returned.items())
+    }
+    for holder in holders.values():
+        graph.append(holder)
+        graph.outputs.append(holder.outputs[0])
     if direct:
         tidy(model)
     else:
         optimise(model)
-    values = {path: graph.outputs[places[value]] for path, value in modules.items()}
+    values = {path: graph.outputs[place] for path, place in places.items()}
+    values |= {path: holder.inputs[0] for path, holder in holders.items() if holder.inputs[0] is not None}
     del graph.outputs[promised:]
+    graph.remove(list(holders.values()), safe=True)
     tidy(model)
     alive = {value for node in graph for value in node.outputs}
-    return {path: value for path, value in values.items() if value in alive}
+    return {path: values[path] for path in modules if values.get(path) in alive}
 
 
 def _match(component: Component, model: ir.Model, dtype: str) -> dict[ir.Value, Recipe]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from exporter.architectures.base import DENOISERS
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.painting import Painted
 
@@ -61,7 +62,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
             for g, image in enumerate(painted.images)
         ]
     is_text = component.name.startswith("text_encoder")
-    if component.name == "unet":
+    if component.name in DENOISERS:
         groups = sorted({call.order[0] for call in calls})
         chosen = []
         for group in groups:
@@ -71,8 +72,8 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
     seen: dict[str, Inputs] = {}
     for number, call in enumerate(calls):
         label = call.label
-        if component.name == "unet":
-            label = f"{label} (t={float(call.inputs['timestep']):g})"
+        if component.name in DENOISERS:
+            label = f"{label} (t={float(call.inputs['timestep'].reshape(-1)[0]):g})"
         if is_text:
             label = f"{label}, text {sum(c.order == call.order for c in calls[: number + 1])}"
         case = Inputs(f"captured{number + 1}", "captured", label, call.inputs)
@@ -120,7 +121,7 @@ def untraced(component: Component, cases: Sequence[Inputs], inputs: Sequence[Ten
     if declared.get("timestep", "").startswith("float"):  # an integer one claims whole steps only
         fractional = dict(first.tensors)
         fractional["timestep"] = torch.floor(fractional["timestep"].float()) + 0.5
-        label = f"fractional timestep {float(fractional['timestep']):g}"
+        label = f"fractional timestep {float(fractional['timestep'].reshape(-1)[0]):g}"
         result.append(Inputs("timestep", "timestep", label, fractional))
     return result
 
@@ -137,11 +138,14 @@ def _symbol_sizes(component: Component, case: Inputs) -> dict[str, int]:
 def _aspects(
     component: Component, now: dict[str, int], symbols: set[str]
 ) -> list[tuple[str, str, dict[str, int]]]:
+    if "image_tokens" in now and "image_tokens" in symbols:  # patches in a row, whatever their rectangle
+        fewer = _scaled(now["image_tokens"], 3, 4, 1)
+        label = f"{fewer} patches instead of {now['image_tokens']}"
+        return [("aspect", label, {"image_tokens": fewer})]
     pairs = (("latent_height", "latent_width", 1), ("height", "width", component.native.factor))
     for high, wide, factor in pairs:
         if high in now and wide in now and {high, wide} & symbols:
-            levels = component.config.get("block_out_channels") or [0]
-            multiple = factor * (2 ** (len(levels) - 1) if component.name == "unet" else 1)
+            multiple = factor * component.multiple
             height = _scaled(now[high], 3, 4, multiple)
             width = _scaled(now[wide], 5, 4, multiple)
             sizes = {}

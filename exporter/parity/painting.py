@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.architectures import encoded_names
+from exporter.architectures.base import DENOISERS
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
 
@@ -29,10 +31,6 @@ Backend = Callable[[Tensors], Tensors]
 OpenBackend = Callable[[str], AbstractContextManager[Backend]]
 """Opens the backend of a component by its name; leaving the context frees it."""
 
-EMBEDDINGS = (
-    "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
-)  # fmt: skip
-"""What `encode_prompt` of the pipelines returns, under the names by which they take it again."""
 STRENGTH = 0.5
 """Of runs that start from a picture; they are given 1/STRENGTH times as many steps, so that all are run."""
 
@@ -76,7 +74,8 @@ class Painted:
     """What one run left behind.
 
     Attributes:
-        latents: Per group, the latents after every step: `[batch, channel, height, width]` float32.
+        latents: Per group, the latents after every step: `[batch, channel, height, width]` float32, or
+            `[batch, patch, channel]` where the pipeline keeps them so.
         images: Per group, `[batch, 3, height, width]` float32 in [-1, 1].
         calls: Recorded calls by component name.
         timesteps: Per group, the timestep of every step.
@@ -124,7 +123,8 @@ class _Ports:
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(None, *args, **kwargs).arguments
             bound |= bound.pop("added_cond_kwargs", None) or {}
-            given = {renamed.get(key, key): value for key, value in bound.items() if value is not None}
+            said = {k: v for k, v in bound.items() if not (v is None or (isinstance(v, dict) and not v))}
+            given = {renamed.get(key, key): value for key, value in said.items()}
             inputs = {}
             for spec in component.inputs:
                 if spec.name not in given:
@@ -196,10 +196,10 @@ class _Outputs(tuple):
 
 
 def supported(checkpoint: Checkpoint) -> bool:
-    """Whether `paint` knows the pipeline class: the UNet families of `exporter.architectures`."""
+    """Whether `paint` knows the pipeline class: the families of `exporter.architectures`."""
     from exporter.architectures import FAMILIES
 
-    return checkpoint.pipeline_class in FAMILIES and "unet" in checkpoint.component_classes
+    return checkpoint.pipeline_class in FAMILIES and any(n in checkpoint.component_classes for n in DENOISERS)
 
 
 def used(checkpoint: Checkpoint, names: Iterable[str]) -> list[str]:
@@ -232,7 +232,7 @@ def paint(
     groups = plan.groups()
     painted = Painted(calls=ports.calls)
     embeddings = []
-    guided = plan.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None
+    names_of_texts = encoded_names(checkpoint)
     with torch.no_grad():
         with ExitStack() as stack:
             for name in names:
@@ -240,16 +240,12 @@ def paint(
                     ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 ports.where = (f"prompt {g + 1}", (g, 0))
-                prompts = [plan.prompts[i] for i in group]
-                encoded = pipeline.encode_prompt(
-                    prompt=prompts, device=torch.device("cpu"), num_images_per_prompt=1,
-                    do_classifier_free_guidance=guided,
-                )  # fmt: skip
-                embeddings.append(dict(zip(EMBEDDINGS, encoded, strict=False)))
+                encoded = _encode(pipeline, plan, [plan.prompts[i] for i in group])
+                embeddings.append(dict(zip(names_of_texts, encoded, strict=False)))
                 tick("text")
         with ExitStack() as stack:
             for name in names:
-                if name in ("unet", "vae_encoder"):
+                if name in (*DENOISERS, "vae_encoder"):
                     ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 _denoise(pipeline, ports, plan, painted, g, group, embeddings[g], tick)
@@ -257,17 +253,38 @@ def paint(
             ports.open["vae_decoder"] = backend
             for g, states in enumerate(painted.latents):
                 ports.where = (f"prompt {g + 1}", (g, 0))
-                latents = _scaled(states[-1], pipeline.vae.config)
+                latents = _scaled(_unpacked(pipeline, plan, states[-1]), pipeline.vae.config)
                 painted.images.append(pipeline.vae.decode(latents, return_dict=False)[0])
                 tick("decode")
     return painted
+
+
+def _encode(pipeline: Any, plan: Plan, prompts: list[str]) -> Any:
+    """What the text encoders make of the prompts, and of an empty one where guidance wants that."""
+    known = inspect.signature(pipeline.encode_prompt).parameters
+    config = (getattr(pipeline, "unet", None) or pipeline.transformer).config
+    embedded = getattr(config, "time_cond_proj_dim", None) is not None
+    given: dict[str, Any] = {n: None for n, p in known.items() if p.default is p.empty}
+    given |= {"prompt": prompts, "device": torch.device("cpu"), "num_images_per_prompt": 1}
+    given["do_classifier_free_guidance"] = plan.guidance > 1 and not embedded
+    return pipeline.encode_prompt(**{name: value for name, value in given.items() if name in known})
+
+
+def _unpacked(pipeline: Any, plan: Plan, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as pictures; some pipelines keep them as a row of patches."""
+    if latents.dim() != 3:
+        return latents
+    unpacked: torch.Tensor = pipeline._unpack_latents(
+        latents, plan.height, plan.width, pipeline.vae_scale_factor
+    )
+    return unpacked
 
 
 def _scaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
     """Latents as the VAE takes them; some fine-tunes of SDXL have a mean and deviation by channel."""
     mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is None or deviation is None:
-        return latents / config.scaling_factor
+        return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     mean, deviation = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, deviation))
     return latents * deviation / config.scaling_factor + mean
 
@@ -354,7 +371,8 @@ def _pipeline(checkpoint: Checkpoint, modules: Mapping[str, torch.nn.Module]) ->
     }
     settings |= {"requires_safety_checker": False, "add_watermarker": False}
     absent = {name: None for name, p in known.items() if name not in parts and p.default is not p.empty}
-    absent |= dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    absent |= dict.fromkeys(n for n in known if n.startswith(("text_encoder", "tokenizer")))
+    absent |= dict.fromkeys(("safety_checker", "feature_extractor"))
     pipeline = kind(**{n: v for n, v in {**absent, **settings, **parts}.items() if n in known})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

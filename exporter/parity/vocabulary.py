@@ -43,7 +43,7 @@ def vocabulary(component: Component, cases: Sequence[Inputs], inputs: Sequence[T
         rows = min(rows, batch * MAX_CASES)
     chosen = [unseen[i * len(unseen) // (rows * room)] for i in range(rows * room)]
     if rows * room >= len(unseen):
-        chosen = unseen + unseen[: rows * room - len(unseen)]
+        chosen = [unseen[i % len(unseen)] for i in range(rows * room)]
     ids = pattern.repeat(rows, 1)
     ids[:, 1:-1] = torch.tensor(chosen, dtype=ids.dtype).view(rows, room)
     covered = len(seen | set(chosen))
@@ -59,7 +59,7 @@ def vocabulary(component: Component, cases: Sequence[Inputs], inputs: Sequence[T
 
 def _affordable(component: Component, tokens: int) -> int:
     """Rows that fit the budget, counting two operations for every weight that is not looked up."""
-    working = sum(w.numel for name, w in component.weights.items() if "embedding" not in name)
+    working = sum(w.numel for name, w in component.weights.items() if "embed" not in name)
     return max(2, int(FLOPS / max(2 * working * tokens, 1)))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from exporter.architectures.base import DENOISERS
 from exporter.parity.metrics import NotComparable, psnr_db, ssim
 from exporter.parity.paint_cache import cached_paint
 from exporter.parity.painting import Painted, Plan, paint
@@ -51,7 +52,8 @@ def compare_pipelines(
     """
     started = time.perf_counter()
     by_name = {c.name: c for c in components}
-    arithmetic = precisions.get("unet", next(iter(precisions.values()), ("float32", "float32")))[1]
+    chosen = next((n for n in (*DENOISERS, *precisions) if n in precisions), None)
+    arithmetic = precisions[chosen][1] if chosen is not None else "float32"
     run = PipelineRun(mode=mode, arithmetic=arithmetic)
     twin = cached_paint(
         cache,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import model_validator
 
+from exporter.architectures.base import DENOISERS
 from exporter.errors import CheckpointError
 from exporter.targets.base import Options
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Kind = Literal["matrix", "convolution", "embedding"]
 GROUP_SIZE = 64
 GROUP_SIZES = (16, 32, 64, 128, 256)
-DENOISERS = ("unet", "transformer")
 CONDITIONS = ("time_", "add_", "class_")
 """Modules that turn a number or a label into one vector for the whole picture, by the first letters."""
 CHUNK = 1 << 20

@@ -18,6 +18,8 @@ from tests.families import FAMILIES, make
 
 PARTS = {
     "sdxl": ["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
+    "sd3": ["text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae_decoder", "vae_encoder"],
+    "sd35": ["text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder"],
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
 }
 USUAL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]

@@ -265,7 +265,7 @@ def finish_model(
     from exporter.targets.openvino import model as surgery
     from exporter.targets.openvino import timestep
 
-    if any(spec.name == "timestep" for spec in component.inputs):
+    if any(spec.name == "timestep" and not spec.dims for spec in component.inputs):
         surgery.widen_timestep(model, options.timestep)
         known = surgery.tensor_names(model)
         sinusoid = next((n for n in modules.get(timestep.MODULE, ()) if n in known), None)

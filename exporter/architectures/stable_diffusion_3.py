@@ -1,0 +1,86 @@
+"""Stable Diffusion 3 and 3.5: a transformer over picture and text at once (MMDiT), three text encoders.
+
+The two CLIP encoders give the last but one hidden state (side by side) and a projection each (joined: the
+pooled text); T5's tokens follow theirs. A checkpoint without T5 works too: the pipeline puts zeros there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter.architectures._parts import adapter, expect_class
+from exporter.architectures._t5 import t5_text_encoder
+from exporter.architectures._text import PROJECTED, clip_text_encoder
+from exporter.architectures._transformer import OUTPUT, expect_width, pixels, timestep
+from exporter.architectures._vae import vae_components, vae_factor
+from exporter.architectures.base import Component, Size, TensorSpec
+from exporter.checkpoints import Checkpoint
+
+T5_TOKENS = 256
+"""`max_sequence_length` of the pipelines."""
+CLASS = "SD3Transformer2DModel"
+
+
+def components(checkpoint: Checkpoint) -> list[Component]:
+    """`text_encoder`, `text_encoder_2`, `text_encoder_3` (where there is one), `transformer`, VAE.
+
+    Raises:
+        CheckpointError: A part is missing, of another class, or does not fit the others.
+    """
+    expect_class(checkpoint, "transformer", (CLASS,))
+    for folder in ("text_encoder", "text_encoder_2"):
+        expect_class(checkpoint, folder, (PROJECTED,))
+    factor = vae_factor(checkpoint.config("vae"))
+    height, width = pixels(checkpoint.config("transformer")["sample_size"], factor)
+    tokens = int(checkpoint.config("text_encoder").get("max_position_embeddings", 77))
+
+    def native(sequence: int) -> Size:
+        return Size(batch=2, height=height, width=width, sequence=sequence, factor=factor)
+
+    texts = [
+        clip_text_encoder(checkpoint, folder, native(tokens), hidden_states=True)
+        for folder in ("text_encoder", "text_encoder_2")
+    ]
+    if "text_encoder_3" in checkpoint.component_classes:
+        texts.append(t5_text_encoder(checkpoint, "text_encoder_3", native(T5_TOKENS)))
+    denoiser = _transformer(checkpoint, "transformer", native(tokens + T5_TOKENS), texts)
+    return [*texts, denoiser, *vae_components(checkpoint, native(tokens))]
+
+
+def _transformer(checkpoint: Checkpoint, folder: str, native: Size, texts: list[Component]) -> Component:
+    config = checkpoint.config(folder)
+    pooled = sum(int(text.config["projection_dim"]) for text in texts[:2])
+    expect_width(checkpoint, folder, "pooled_projection_dim", pooled, "the projections of the text encoders")
+    text = int(config["joint_attention_dim"])
+    for encoder in texts[2:]:
+        given = int(encoder.config["d_model"])
+        expect_width(checkpoint, folder, "joint_attention_dim", given, "the tokens of text_encoder_3")
+    channels = int(config["in_channels"])
+    latent = ("latent_height", "latent_width")
+
+    def construct() -> Any:
+        from diffusers import SD3Transformer2DModel
+
+        return SD3Transformer2DModel.from_config(config)
+
+    return Component(
+        name=folder,
+        folder=folder,
+        checkpoint=checkpoint,
+        class_name=CLASS,
+        inputs=(
+            TensorSpec("hidden_states", "float32", ("batch", channels, *latent)),
+            TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", text)),
+            TensorSpec("pooled_projections", "float32", ("batch", pooled)),
+            TensorSpec("timestep", "float32", ("batch",)),
+        ),
+        outputs=(
+            TensorSpec(OUTPUT, "float32", ("batch", int(config.get("out_channels") or channels), *latent)),
+        ),
+        native=native,
+        construct=construct,
+        adapt=adapter("Transformer"),
+        make_inputs={"timestep": timestep},
+        rows=2,
+        multiple=int(config["patch_size"]),
+    )
