@@ -239,13 +239,12 @@ def convert(source: Path, component: Component) -> openvino.Model:
         reader = FrontEndManager().load_by_framework("onnx")
         return reader.convert(reader.load(str(source)))
     except Exception as error:  # frontends raise several unrelated types
-        from exporter.targets.openvino.blame import where_in
+        from exporter.targets.openvino.blame import cause, where_in
 
         at_fault = where_in(source, str(error))
         part = f"{at_fault} of the {component.name}" if at_fault else f"the {component.name}"
-        raise UnsupportedError(
-            f"OpenVINO cannot represent {part} ({component.class_name}): {plain(error)}"
-        ) from error
+        why = cause(str(error)) or plain(error)
+        raise UnsupportedError(f"OpenVINO cannot represent {part} ({component.class_name}): {why}") from error
 
 
 def simplify(model: openvino.Model) -> None:
