@@ -6,7 +6,6 @@ file, read by OpenVINO with its weights memory-mapped, written as IR; then the O
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.artifact import SizeRecord, TensorRecord
 from exporter.errors import UnsupportedError
+from exporter.memory import hand_back
 from exporter.progress import Progress
 from exporter.targets.base import (
     Estimate,
@@ -137,6 +137,7 @@ def export_one(
     source, modules = write_graph(component, static, scratch, progress)
     progress.start(f"{component.name}: converting to OpenVINO")
     model = convert(source, component)
+    hand_back(collect=False)
     held = hold_back(model)
     simplify(model)
     if calibration is not None:
@@ -158,11 +159,12 @@ def export_one(
     rest = [each for each in held if each.name not in chosen]
     tensors += put_back(model, rest, options.dtype, scratch)
     finish_model(model, component, options, modules)
+    hand_back(collect=False)
     progress.done()
     progress.start(f"{component.name}: writing {path.name}")
     openvino.save_model(model, path, compress_to_fp16=False)
     del model, held, rest, tensors
-    gc.collect()
+    hand_back()
     progress.done()
     return path, chosen
 
