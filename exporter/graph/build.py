@@ -19,6 +19,7 @@ from exporter.graph.naming import finish
 from exporter.graph.optimise import fold_layout, name_weights, optimise, tidy
 from exporter.graph.translate import translate
 from exporter.graph.weights import Recipe
+from exporter.memory import hand_back
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
@@ -109,9 +110,11 @@ def build(
         progress.start(f"{component.name}: graph from the cache")
         progress.done()
         return known
-    made = _build(component, static, dtype, attention, version, layout, progress)
-    skeleton.save(key, made, component)
-    return made
+    data = skeleton.encode(_build(component, static, dtype, attention, version, layout, progress), component)
+    if key is not None:
+        cache.write(cache.SKELETONS, key, data)
+    hand_back()  # what was traced is the larger part: the graph is made anew from its bytes
+    return skeleton.decode(data, component)
 
 
 def _build(

@@ -91,6 +91,22 @@ class Opened:
         return self.weights if wider and same else "float32"
 
 
+def hints_of(record: ComponentRecord, wanted: str | None) -> dict[Literal["graph", "default"], PrecisionHint]:
+    """How a component is run: as a graph, and as it is meant to be.
+
+    Args:
+        wanted: The one hint to run it under; None asks for both.
+    """
+    from exporter.parity.quantised import rounds_activations
+
+    chosen = record.details.get("precision_hint")
+    if rounds_activations(record):  # the graph is without its roundings: with them it is run as it is meant
+        return {"graph": wanted or "f32", "default": wanted or chosen or "f32"}  # type: ignore[dict-item]
+    if wanted is not None:
+        return {"graph": wanted}  # type: ignore[dict-item]
+    return {"graph": "f32", "default": chosen if chosen in ("bf16", "f16") else "default"}
+
+
 @dataclass
 class Replay:
     """What one way of running the artifact gave: a case each, and the outputs of those without fault.

@@ -1,8 +1,10 @@
-"""The base of everything in a report, and what a report says of quantised weights."""
+"""The base of everything in a report, and what a report says of integers and of further sizes."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from exporter.artifact import Verdict
 
 
 class Part(BaseModel):
@@ -65,3 +67,18 @@ class Compression(Part):
     sqnr_db: float | None = None
     activations: list[ActivationCheck] = Field(default_factory=list)
     calibrated_on: int | None = None
+
+
+class SizeReport(Part):
+    """The verdict on one further size of an artifact that was baked for several.
+
+    Attributes:
+        static: `1x512x512`: pictures, height, width.
+        report: Its own report, relative to the folder of this one.
+    """
+
+    static: str
+    verdict: Verdict
+    summary: str
+    report: str
+    components: dict[str, Verdict] = Field(default_factory=dict)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from exporter.artifact import SourceRecord, Verdict, now, write_text_atomic
 from exporter.errors import ArtifactError, VerificationFailed, VerificationInconclusive
 from exporter.parity.parts import Compression, Part
+from exporter.parity.parts import SizeReport as SizeReport
 
 REPORT_VERSION = 1
 REPORT_NAME = "report.json"
@@ -131,8 +132,7 @@ class Run(Part):
         truth: What the weights of the float64 truth were rounded to; `float32` leaves them as they are.
         gates: Whether an excess decides the verdict (structural faults always do). Not so for a runtime's
             own default where the manifest names another precision: that is reported beside it.
-        stated: Activations are rounded to integers here, which no noise floor explains: only the stated
-            limit against the unquantised model decides.
+        stated: Activations are rounded to integers, which no noise floor explains: the stated limit decides.
         note: What a reader should know about this run.
         peaks: Largest magnitudes in order of execution, where the format shows them.
         problems: Faults of this run that belong to no case: an overflow.
@@ -158,9 +158,8 @@ class Run(Part):
         """What was run, in words: `the graph: float32 arithmetic on float16 weights`."""
         how = "the graph" if self.mode == "graph" else "as it runs by default"
         weights = "" if self.weights == self.arithmetic else f" on {self.weights} weights"
-        if self.stated:
-            return f"as it runs: activations in int8, the rest in {self.arithmetic}"
-        return f"{how}: {self.arithmetic} arithmetic{weights}"
+        exact = f"{how}: {self.arithmetic} arithmetic{weights}"
+        return exact if not self.stated else f"as it runs: activations in int8, the rest in {self.arithmetic}"
 
     @property
     def largest(self) -> PeakRow | None:
@@ -290,21 +289,6 @@ class PipelineReport(Part):
     notes: list[str] = Field(default_factory=list)
     scheme: str | None = None
     min_psnr: float | None = None
-
-
-class SizeReport(Part):
-    """The verdict on one further size of an artifact that was baked for several.
-
-    Attributes:
-        static: `1x512x512`: pictures, height, width.
-        report: Its own report, relative to the folder of this one.
-    """
-
-    static: str
-    verdict: Verdict
-    summary: str
-    report: str
-    components: dict[str, Verdict] = Field(default_factory=dict)
 
 
 class Settings(Part):

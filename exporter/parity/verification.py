@@ -267,7 +267,7 @@ class _Job:
     ) -> tuple[ComponentReport, list[Inputs], dict[str, Opened]]:
         from exporter.parity.budget import evaluate, layouts_of
         from exporter.parity.cases import captured, synthetic, untraced
-        from exporter.parity.measure import Opened, measure, replay
+        from exporter.parity.measure import Opened, hints_of, measure, replay
         from exporter.parity.quantised import is_quantised, restore, rounds_activations
         from exporter.parity.vocabulary import vocabulary
 
@@ -289,7 +289,7 @@ class _Job:
         cases = captured(component, painted, self.settings.samples) if painted else synthetic(component)
         cases += untraced(component, cases, record.inputs)
         cases += vocabulary(component, cases, record.inputs)
-        hints = self._hints(record)
+        hints = hints_of(record, self.settings.precision_hint)
         rounded = rounds_activations(record)
         tick = self._task(record.name, len(cases) * (1 + (1 + len(layouts_of(component))) * len(hints)))
 
@@ -330,18 +330,6 @@ class _Job:
             openers[mode] = opened
         report.seconds = round(time.perf_counter() - started, 3)
         return report, cases, openers
-
-    def _hints(self, record: ComponentRecord) -> dict[Literal["graph", "default"], PrecisionHint]:
-        from exporter.parity.quantised import rounds_activations
-
-        rounded = rounds_activations(record)
-        if self.settings.precision_hint is not None:
-            hint = self.settings.precision_hint
-            return {"graph": hint, "default": hint} if rounded else {"graph": hint}  # type: ignore[dict-item]
-        chosen = record.details.get("precision_hint")
-        if rounded:  # the graph is judged without its roundings, so with them it is run as it is meant to be
-            return {"graph": "f32", "default": chosen or "f32"}
-        return {"graph": "f32", "default": chosen if chosen in ("bf16", "f16") else "default"}
 
     def _pipeline(
         self,

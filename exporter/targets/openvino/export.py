@@ -6,7 +6,6 @@ file, read by OpenVINO with its weights memory-mapped, written as IR; then the O
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.artifact import SizeRecord, TensorRecord
 from exporter.errors import UnsupportedError
+from exporter.memory import hand_back
 from exporter.progress import Progress
 from exporter.targets.base import (
     Estimate,
@@ -137,6 +137,7 @@ def export_one(
     source, modules = write_graph(component, static, scratch, progress)
     progress.start(f"{component.name}: converting to OpenVINO")
     model = convert(source, component)
+    hand_back(collect=False)
     held = hold_back(model)
     simplify(model)
     if calibration is not None:
@@ -158,11 +159,12 @@ def export_one(
     rest = [each for each in held if each.name not in chosen]
     tensors += put_back(model, rest, options.dtype, scratch)
     finish_model(model, component, options, modules)
+    hand_back(collect=False)
     progress.done()
     progress.start(f"{component.name}: writing {path.name}")
     openvino.save_model(model, path, compress_to_fp16=False)
     del model, held, rest, tensors
-    gc.collect()
+    hand_back()
     progress.done()
     return path, chosen
 
@@ -239,13 +241,12 @@ def convert(source: Path, component: Component) -> openvino.Model:
         reader = FrontEndManager().load_by_framework("onnx")
         return reader.convert(reader.load(str(source)))
     except Exception as error:  # frontends raise several unrelated types
-        from exporter.targets.openvino.blame import where_in
+        from exporter.targets.openvino.blame import cause, where_in
 
         at_fault = where_in(source, str(error))
         part = f"{at_fault} of the {component.name}" if at_fault else f"the {component.name}"
-        raise UnsupportedError(
-            f"OpenVINO cannot represent {part} ({component.class_name}): {plain(error)}"
-        ) from error
+        why = cause(str(error)) or plain(error)
+        raise UnsupportedError(f"OpenVINO cannot represent {part} ({component.class_name}): {why}") from error
 
 
 def simplify(model: openvino.Model) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import openvino
 
-PIECE = 1 << 22
+PIECE = 1 << 20
 """Numbers rounded at a time."""
 EVERY = 1 << 27
 """Bytes of float32 weights after which the pages they were read from are handed back."""

@@ -195,10 +195,11 @@ def test_failure_leaves_no_temporary_graph(
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_a_whole_export_names_the_module_whose_operator_is_unknown(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("unknown", [True, False], ids=["no-rule", "rule-fails"])
+def test_a_whole_export_names_the_module_whose_operator_openvino_lacks(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: bool
 ) -> None:
-    """The graph is a real one; only one of its operators is one that OpenVINO has not."""
+    """The graph is a real one; only one of its operators is one that OpenVINO has not, or refuses."""
     import onnx
 
     real = export_module.write_graph
@@ -206,9 +207,12 @@ def test_a_whole_export_names_the_module_whose_operator_is_unknown(
     def written(*given: object) -> tuple[Path, dict[str, list[str]]]:
         source, modules = real(*given)  # type: ignore[arg-type]
         model = onnx.load(source, load_external_data=False)
-        node = next(n for n in model.graph.node if n.name.startswith("decoder.mid_block.resnets.0."))
-        node.op_type, node.domain = "NoSuchOperator", "example.org"
-        model.opset_import.append(onnx.helper.make_opsetid("example.org", 1))
+        node = next(n for n in model.graph.node if n.name == "decoder.mid_block.resnets.0.conv1/Conv")
+        if unknown:
+            node.op_type, node.domain = "NoSuchOperator", "example.org"
+            model.opset_import.append(onnx.helper.make_opsetid("example.org", 1))
+        else:
+            next(a for a in node.attribute if a.name == "strides").ints[:] = [1, 1, 1]
         onnx.save(model, source)
         return source, modules
 
@@ -216,9 +220,10 @@ def test_a_whole_export_names_the_module_whose_operator_is_unknown(
     component = exported.components["vae_decoder"]
     with pytest.raises(UnsupportedError) as caught:
         OpenVinoTarget().export(component, OpenVinoOptions(), tmp_path, NullProgress())
-    said = "NoSuchOperator in module 'decoder.mid_block.resnets.0."
+    operator = "NoSuchOperator" if unknown else "Conv"
+    said = f"{operator} in module 'decoder.mid_block.resnets.0.conv1' of the vae_decoder (AutoencoderKL)"
     assert said in caught.value.message, caught.value.message
-    assert "of the vae_decoder (AutoencoderKL)" in caught.value.message
+    assert not unknown or "No conversion rule found for operations: example.org." in caught.value.message
 
 
 def test_unknown_operator_is_named(exported: Exported, tmp_path: Path) -> None:
