@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,27 @@ from tests.families import make
 pytestmark = pytest.mark.interop
 PROMPT = "a red star"
 STEPS, GUIDANCE = 3, 5.0
+GENAI = """
+import sys, numpy, openvino, openvino_genai
+folder, noise, out, steps, guidance, prompt = sys.argv[1:]
+
+class Noise(openvino_genai.Generator):
+    def __init__(self):
+        openvino_genai.Generator.__init__(self)
+
+    def next(self):
+        raise RuntimeError("one tensor is drawn, not single numbers")
+
+    def randn_tensor(self, shape):
+        return openvino.Tensor(numpy.load(noise).reshape(tuple(shape)))
+
+pipeline = openvino_genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
+picture = pipeline.generate(
+    prompt, width=64, height=64, num_inference_steps=int(steps), guidance_scale=float(guidance),
+    generator=Noise(),
+)
+numpy.save(out, numpy.array(picture.data, copy=True)[0])
+"""
 CLIENTS = {
     "sd3": "StableDiffusion3Pipeline",
     "sd35": "StableDiffusion3Pipeline",
@@ -107,3 +130,21 @@ def test_optimum_openvino_dynamic_and_reshaped(family: str, openvino: Path, expe
     sizes = next(p for p in pipeline.transformer.model.inputs if p.get_any_name() == "hidden_states")
     assert sizes.get_partial_shape().is_static
     assert distance(painted(pipeline), expected) <= 1e-3
+
+
+def test_openvino_genai(family: str, openvino: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    if family != "sd3":
+        pytest.skip("of these only Stable Diffusion 3 with T5 has been compared with OpenVINO GenAI")
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    np.save(tmp_path / "noise.npy", noise.numpy())
+    arguments = [openvino, tmp_path / "noise.npy", tmp_path / "out.npy", STEPS, GUIDANCE, PROMPT]
+    done = subprocess.run(
+        [sys.executable, "-c", GENAI, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert distance(np.load(tmp_path / "out.npy") / 255, expected) <= 2 / 255  # it truncates to bytes
