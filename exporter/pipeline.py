@@ -290,6 +290,11 @@ def spare_memory(pipeline: Any, *, tiling: bool = False, slicing: bool = False) 
             getattr(pipeline.vae, name)()
 
 
+def _out_channels(pipeline: Any) -> int:
+    config = denoiser(pipeline).config
+    return int(config.get("out_channels") or config.in_channels)
+
+
 def open_picture(path: Path) -> Image:
     """A picture file, turned as its EXIF says.
 
@@ -320,7 +325,7 @@ def for_task(pipeline: Any, *, image: bool, mask: bool) -> Any:
     channels = int(denoiser(pipeline).config.in_channels)
     if mask and not image:
         raise UsageError("A mask needs the picture that it masks.", hint="Add --image FILE.")
-    if channels == 9 and not mask:
+    if not mask and (channels == 9 or ("mask_image" in own and channels > _out_channels(pipeline))):
         raise UsageError(
             "This model repaints part of a picture.", hint="Give it one with --image FILE --mask FILE."
         )

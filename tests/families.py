@@ -245,6 +245,63 @@ def sd35(tokenizer: Any) -> Any:
     return _sd3(tokenizer, None, None, num_layers=3, dual_attention_layers=(0, 1), qk_norm="rms_norm")
 
 
+def _flux(class_name: str, tokenizer: Any, **config: Any) -> Any:
+    import diffusers
+
+    tokenizer_2 = make_t5_tokenizer()
+    transformer = diffusers.FluxTransformer2DModel(
+        **(
+            {
+                "in_channels": 64,
+                "num_layers": 1,
+                "num_single_layers": 2,
+                "attention_head_dim": 16,
+                "num_attention_heads": 2,
+                "joint_attention_dim": 32,
+                "pooled_projection_dim": 32,
+                "axes_dims_rope": (4, 6, 6),
+            }
+            | config
+        )
+    )
+    return getattr(diffusers, class_name)(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae16(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=text(tokenizer), tokenizer=tokenizer,
+        text_encoder_2=make_t5(tokenizer_2), tokenizer_2=tokenizer_2,
+    )  # fmt: skip
+
+
+def flux(tokenizer: Any) -> Any:
+    """FLUX.1 dev: the guidance scale enters as an embedding."""
+    return _flux("FluxPipeline", tokenizer, guidance_embeds=True)
+
+
+def flux_schnell(tokenizer: Any) -> Any:
+    """FLUX.1 schnell: no guidance at all."""
+    return _flux("FluxPipeline", tokenizer)
+
+
+def flux_fill(tokenizer: Any) -> Any:
+    """FLUX.1 Fill: noise, masked picture and mask side by side in every token."""
+    return _flux("FluxFillPipeline", tokenizer, in_channels=384, out_channels=64, guidance_embeds=True)
+
+
 FAMILIES: dict[str, Callable[[Any], Any]] = {
-    each.__name__: each for each in (sd2, inpaint, lcm, turbo, taesd, sdxl, sdxl_refiner, sd3, sd35)
+    each.__name__: each
+    for each in (
+        sd2,
+        inpaint,
+        lcm,
+        turbo,
+        taesd,
+        sdxl,
+        sdxl_refiner,
+        sd3,
+        sd35,
+        flux,
+        flux_schnell,
+        flux_fill,
+    )
 }

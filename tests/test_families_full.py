@@ -14,7 +14,7 @@ from exporter.pipeline import load, paint
 from tests.families import FAMILIES, make
 
 pytestmark = pytest.mark.full
-TASK = {"inpaint": ("image", "mask"), "sdxl_refiner": ("image",)}
+TASK = {"inpaint": ("image", "mask"), "sdxl_refiner": ("image",), "flux_fill": ("image", "mask")}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

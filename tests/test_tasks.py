@@ -19,7 +19,7 @@ from tests.cli.runner import invoke
 from tests.families import FAMILIES, make
 from tests.test_pipeline import TorchRunner
 
-TASK = {"inpaint": "mask", "sdxl_refiner": "image"}
+TASK = {"inpaint": "mask", "flux_fill": "mask", "sdxl_refiner": "image"}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def given(task: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("family", "task"),
     [(family, TASK.get(family, "text")) for family in FAMILIES]
-    + [(family, "image") for family in ("sd2", "sdxl", "lcm", "sd3")]
-    + [(family, "mask") for family in ("sd2", "sdxl", "sd35")],
+    + [(family, "image") for family in ("sd2", "sdxl", "lcm", "sd3", "flux")]
+    + [(family, "mask") for family in ("sd2", "sdxl", "sd35", "flux")],
 )
 def test_same_picture_as_the_reference(
     folders: dict[str, Path], built: dict[str, Any], family: str, task: str

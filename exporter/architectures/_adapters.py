@@ -72,7 +72,10 @@ class UNet(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A diffusion transformer that takes tensors under its own names → the one tensor it gives."""
+    """(`hidden_states`, `encoder_hidden_states`, `pooled_projections`, `timestep`) → `out_hidden_states`.
+
+    Further inputs of FLUX: `img_ids` and `txt_ids` (where tokens are), `guidance` (a scale for each row).
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -84,13 +87,18 @@ class Transformer(nn.Module):
         encoder_hidden_states: torch.Tensor,
         pooled_projections: torch.Tensor,
         timestep: torch.Tensor,
+        img_ids: torch.Tensor | None = None,
+        txt_ids: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor]:
+        further = {"img_ids": img_ids, "txt_ids": txt_ids, "guidance": guidance}
         output = self.inner(
             hidden_states=hidden_states,
             encoder_hidden_states=encoder_hidden_states,
             pooled_projections=pooled_projections,
             timestep=timestep,
             return_dict=False,
+            **{name: value for name, value in further.items() if value is not None},
         )
         return (output[0],)
 

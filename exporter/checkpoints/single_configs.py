@@ -69,7 +69,7 @@ class Configs:
                 "feature_extractor": [None, None],
                 "requires_safety_checker": False,
             }
-        files["model_index.json"] = as_json(index)
+        files["model_index.json"] = as_json(index | dict(self.family.settings))
         return files
 
     def _config(self, folder: str, infer: Callable[[], dict[str, Any]]) -> dict[str, Any]:

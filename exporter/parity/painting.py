@@ -175,6 +175,10 @@ class _Outputs(tuple):
         return self.named["last_hidden_state"]
 
     @property
+    def pooler_output(self) -> torch.Tensor:
+        return self.named["pooler_output"]
+
+    @property
     def hidden_states(self) -> list[torch.Tensor]:
         return [value for name, value in self.named.items() if name.startswith("hidden_states.")]
 

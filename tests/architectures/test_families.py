@@ -16,10 +16,14 @@ from exporter.errors import CheckpointError
 from exporter.targets.base import component_size
 from tests.families import FAMILIES, make
 
+FLUX = ["text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder"]
 PARTS = {
     "sdxl": ["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
     "sd3": ["text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae_decoder", "vae_encoder"],
     "sd35": ["text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder"],
+    "flux": FLUX,
+    "flux_schnell": FLUX,
+    "flux_fill": FLUX,
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
 }
 USUAL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]

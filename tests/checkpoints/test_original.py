@@ -17,6 +17,7 @@ from exporter.checkpoints.single_file import part, text_weights
 from exporter.errors import CheckpointError
 from tests import original_layout
 from tests.checkpoints.conftest import Judge
+from tests.families import make
 from tests.tiny_sdxl import make_tiny_sdxl
 
 SD1_UNET: dict[str, Any] = {
@@ -36,6 +37,14 @@ SDXL_UNET: dict[str, Any] = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "transformer_layers_per_block": [1, 2, 10], "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+REFINER_UNET: dict[str, Any] = {
+    "sample_size": 128, "block_out_channels": [384, 768, 1536, 1536], "layers_per_block": 2,
+    "cross_attention_dim": 1280, "attention_head_dim": [6, 12, 24, 24], "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 4, 4, 4], "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2560,
 }  # fmt: skip
 """As published: the sizes that a reading of the shapes must find again."""
 
@@ -64,7 +73,9 @@ def stored(state: dict[str, torch.Tensor]) -> dict[str, StoredTensor]:
 
 
 @pytest.mark.parametrize(
-    ("config", "heads"), [(SD1_UNET, 8), (SD2_UNET, None), (SDXL_UNET, None)], ids=["sd1", "sd2", "sdxl"]
+    ("config", "heads"),
+    [(SD1_UNET, 8), (SD2_UNET, None), (SDXL_UNET, None), (REFINER_UNET, None)],
+    ids=["sd1", "sd2", "sdxl", "refiner"],
 )
 def test_a_published_unet_is_found_again(config: dict[str, Any], heads: int | None) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
@@ -243,6 +254,27 @@ def test_a_stable_diffusion_xl_file_is_judged(tmp_path: Path, judge_export: Judg
     state |= original_layout.openclip(original_layout.read(folder, "text_encoder_2")[0], second.prefix)
     single = resolve(original_layout.save(state, tmp_path / "xl.safetensors"), config=str(folder))
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        mine, wanted = single.stored(name), resolve(folder).stored(name)
+        assert set(mine) == set(wanted)
+        assert all(torch.equal(mine[key].load(), tensor.load()) for key, tensor in wanted.items())
+    report = judge_export(single, "text_encoder_2", "unet")
+    assert all(c.verdict == "PASS" for c in report.components), report.summary
+
+
+def test_a_refiner_file_is_judged(tmp_path: Path, judge_export: Judge) -> None:
+    """One text encoder, the second one, under the first one's number; an aesthetic score among the sizes."""
+    folder = make("sdxl_refiner", tmp_path / "tiny-refiner")
+    (encoder,) = families.REFINER.texts
+    state = original_layout.unet(*original_layout.read(folder, "unet"))
+    state |= original_layout.vae(*original_layout.read(folder, "vae"))
+    state |= original_layout.openclip(original_layout.read(folder, "text_encoder_2")[0], encoder.prefix)
+    path = original_layout.save(state, tmp_path / "refiner.safetensors")
+    single = resolve(path, config=str(folder))
+    assert single.pipeline_class == "StableDiffusionXLImg2ImgPipeline"
+    assert (
+        single.index["requires_aesthetics_score"] is True and "text_encoder" not in single.component_classes
+    )
+    for name in ("unet", "vae", "text_encoder_2"):
         mine, wanted = single.stored(name), resolve(folder).stored(name)
         assert set(mine) == set(wanted)
         assert all(torch.equal(mine[key].load(), tensor.load()) for key, tensor in wanted.items())

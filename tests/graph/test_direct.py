@@ -78,6 +78,19 @@ def last(m: Call, x: Tensor) -> Tensor:
     return rows[torch.arange(x.shape[0]), (rows[..., 0] > 0.5).to(torch.int).argmax(dim=-1)]
 
 
+def added_in_place(m: Call, x: Tensor) -> Tensor:
+    total = x * 2
+    total += x.sin()
+    return total * x
+
+
+def cropped(m: Call, x: Tensor) -> Tensor:
+    """The middle of a table, as large as the picture: slices whose both ends are computed."""
+    table = torch.arange(24 * 24, dtype=torch.float32).view(24, 24)
+    top, left = (24 - x.shape[2]) // 2, (24 - x.shape[3]) // 2
+    return table[top : top + x.shape[2], left : left + x.shape[3]] * 0.01 + x
+
+
 CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "add": lambda m, x: x + x * 0.5 + 2,
     "sub_div": lambda m, x: (x - 1) / 3 - x / (x * x + 1),
@@ -131,6 +144,23 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "constants": lambda m, x: x * (torch.arange(0, 5, dtype=torch.float32) * -0.3).exp().sum(),
     "sizes": lambda m, x: torch.full((x.shape[2] * x.shape[3] - 1, x.shape[0] + 2), 0.5)[: x.shape[3] // 2],
     "masked_fill": lambda m, x: x.masked_fill(x > 0, -2),
+    "magnitudes": lambda m, x: (x.abs() + 0.1).log() + (x * x + 1).rsqrt() + torch.min(x, x[:1] * 0.2),
+    "chosen": lambda m, x: torch.where(x > 0, x, x * 2) + torch.where(x > 1, 1.5, 2.5),
+    "limits": lambda m, x: x.clip(-0.5, 0.7) + x.clamp(max=0.1) + x.clamp(x.mean((1, 2, 3), True), None),
+    "any_infinite": lambda m, x: torch.where((x / (x > 9).float()).isinf().any(), 1.0, 2.0) * x,
+    "none_infinite": lambda m, x: torch.where(x.isinf().any(), 1.0, 2.0) * x,
+    "rms_norm": lambda m, x: functional.rms_norm(x.permute(0, 2, 3, 1), (8,), m.scale, 1e-6),
+    "rms_norm_plain": lambda m, x: functional.rms_norm(x.permute(0, 2, 3, 1), (8,)),
+    "added_in_place": added_in_place,
+    "unbind": lambda m, x: torch.stack(
+        [-x.permute(0, 2, 3, 1).unflatten(3, (4, 2)).unbind(-1)[1], x.permute(0, 2, 3, 1)[..., :4]], -1
+    ).flatten(3),
+    "unbind_one": lambda m, x: x[:, :1].unbind(1)[0],
+    "splits": lambda m, x: x.flatten(2).split_with_sizes([x.shape[2], x.shape[2] * (x.shape[3] - 1)], 2)[1],
+    "transposed_by_words": lambda m, x: torch.einsum("nchw->nhcw", x),
+    "like": lambda m, x: torch.full_like(x, 0.5) * x.type_as(x[:1]),
+    "range_from": lambda m, x: torch.arange(0, x.shape[2])[:, None] * 1.0 - torch.arange(x.shape[3])[None],
+    "cropped": lambda m, x: cropped(m, x),
     "attention": attend,
     "attention_scaled": lambda m, x: attend(m, x, scale=0.7),
     "attention_masked": masked,
@@ -215,6 +245,34 @@ def test_the_cases_cover_the_table() -> None:
         "aten.contiguous.default", "aten.alias.default",
     }  # fmt: skip
     assert set(TABLE) - SEEN <= spelled_otherwise
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda m, x: torch.einsum("nc,nd->cd", x, x), "the sum"),
+        (lambda m, x: torch.arange(1, x.shape[1]), "does not begin at 0"),
+    ],
+)
+def test_a_use_that_is_not_covered_is_left_to_torch(function: Any, reason: str) -> None:
+    given, axes = {"x": torch.randn(2, 8)}, {"x": {1: Dim.DYNAMIC}}
+    program = torch.export.export(Call(function), (), given, dynamic_shapes=axes, strict=False)
+    with pytest.raises(direct.NotCovered, match=reason):
+        direct.translate(SimpleNamespace(weights={}), program, 20, "fused")  # type: ignore[arg-type]
+
+
+def test_an_addition_in_place_to_a_view_is_left_to_torch() -> None:
+    """Whoever holds another view would see the change, and in a graph of values nobody does."""
+
+    def function(m: Call, x: Tensor) -> Tensor:
+        total = x * 2
+        part = total[:, :4]
+        part += 1
+        return total
+
+    program = torch.export.export(Call(function), (), {"x": torch.randn(2, 8)}, strict=False)
+    with pytest.raises(direct.NotCovered, match="has views"):
+        direct.translate(SimpleNamespace(weights={}), program, 20, "fused")  # type: ignore[arg-type]
 
 
 def test_an_operator_outside_the_table_is_left_to_torch() -> None:

@@ -147,6 +147,9 @@ def test_the_vocabulary_is_swept(components: dict[str, Component], painted: Pain
         seen = {int(i) for c in [*cases, *swept] for i in c.tensors["input_ids"].unique()}
         assert len(swept) == number and seen == set(range(size))
         assert {c.label for c in swept} == {"every token"}
+    nearly_all = Inputs("all", "captured", "", {"input_ids": torch.arange(size - 3)[None]})
+    (rest,) = vocabulary(text, [nearly_all], records(text))  # three tokens have to fill a long row
+    assert set(range(size - 3, size)) <= {int(i) for i in rest.tensors["input_ids"].unique()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "FLOPS", 1.0)
         (part,) = vocabulary(text, cases, records(text))

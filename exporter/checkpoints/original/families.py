@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from exporter.checkpoints.safetensors_file import StoredTensor
@@ -59,6 +59,7 @@ class Family:
         sample: Latent cells of the training size.
         scaling: Of the autoencoder.
         scheduler: diffusers' scheduler config.
+        settings: The pipeline's own, for model_index.json.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Family:
     sample: int
     scaling: Mapping[str, Any]
     scheduler: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 CLIP_L = Text("text_encoder", "tokenizer", "", "clip", "quick_gelu", "<|endoftext|>")
@@ -125,13 +127,23 @@ SDXL = Family(
     },
 )  # fmt: skip
 
+REFINER = Family(
+    "Stable Diffusion XL refiner",
+    "StableDiffusionXLImg2ImgPipeline",
+    (replace(SDXL.texts[1], prefix="conditioner.embedders.0.model."),),
+    None,
+    128,
+    SDXL.scaling,
+    SDXL.scheduler,
+    settings={"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
+)
+
 OTHER_INPUTS = {9: "StableDiffusionInpaintPipeline", 8: "StableDiffusionInstructPix2PixPipeline"}
 """Channels that the UNet takes besides the picture's four make another pipeline."""
 
 UNREADABLE = (
     (("joint_blocks.0.",), "a Stable Diffusion 3 model"),
     (("double_blocks.0.",), "a FLUX model"),
-    (("conditioner.embedders.0.model.",), "a Stable Diffusion XL refiner"),
     (("control_model.", "controlnet_cond_embedding."), "a ControlNet"),
     (("down.blocks.", "down_blocks.0.", "clf.1."), "a Stable Cascade model or one component alone"),
     (("text_model.", "transformer.resblocks."), "a text encoder alone"),
@@ -153,16 +165,16 @@ def detect(tensors: Tensors, source: str) -> Family:
     if f"{UNET}input_blocks.0.0.weight" in tensors:
         for mark, family in (
             ("conditioner.embedders.1.model.", SDXL),
+            ("conditioner.embedders.0.model.", REFINER),
             ("cond_stage_model.model.", SD2),
             ("cond_stage_model.transformer.", SD1),
         ):
             if any(name.startswith(mark) for name in names):
                 return _with_inputs(family, tensors)
-        if not any(mark in name for mark in ("conditioner.embedders.0.model.",) for name in names):
-            raise CheckpointError(
-                f"{source} holds a Stable Diffusion UNet but no text encoder, so it is not a whole model.",
-                hint="Download the full checkpoint, not a pruned UNet.",
-            )
+        raise CheckpointError(
+            f"{source} holds a Stable Diffusion UNet but no text encoder, so it is not a whole model.",
+            hint="Download the full checkpoint, not a pruned UNet.",
+        )
     if any(mark in name for mark in LORA_MARKS for name in names):
         raise CheckpointError(
             f"{source} is a LoRA, not a model.",

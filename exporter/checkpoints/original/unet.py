@@ -58,6 +58,8 @@ def infer(tensors: Tensors, *, heads: int | None, sample_size: int) -> dict[str,
     middle = _depth(tensors, "middle_block.1")
     if middle != depths[-1] and not (middle and not crossed[-1]):
         raise _odd("its middle block has another depth than its last level")
+    if not crossed[-1] and middle:
+        depths[-1] = middle  # diffusers gives the middle block the last level's, which here has none itself
     linear = len(_shape(tensors, next(n for n in tensors if n.endswith(".proj_in.weight")))) == 2
     config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",

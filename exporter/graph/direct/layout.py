@@ -91,22 +91,24 @@ def slice_(
         return x
     if not isinstance(step, int) or step < 1:
         raise NotCovered("a slice with a negative step")
-    begin = 0 if start is None else _number(node, start)
-    stop = END if end is None else _number(node, end)
+    begin, stop = (_number(node, place, given) for place, given in ((2, start), (3, end)))
     return emitter.emit(
         "Slice",
-        [x, emitter.sizes([begin]), emitter.sizes([stop]), emitter.ints([axis]), emitter.ints([step])],
+        [
+            x,
+            emitter.sizes([0 if begin is None else begin]),
+            emitter.sizes([END if stop is None else stop]),
+            emitter.ints([axis]),
+            emitter.ints([step]),
+        ],
     )
 
 
-def _number(node: Node, given: Any) -> Any:
-    """Arguments come with sizes already replaced by values; `sizes()` wants the traced node."""
-    if isinstance(given, ir.Value):
-        matches = [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.SymInt)]
-        if len(matches) != 1:
-            raise NotCovered("a slice between two computed sizes")
-        return matches[0]
-    return given
+def _number(node: Node, place: int, given: Any) -> Any:
+    """An argument as it was traced, for `sizes()`: sizes that were computed come replaced by values here."""
+    if not isinstance(given, ir.Value):
+        return given
+    return node.args[place]
 
 
 def select(emitter: Emitter, node: Node, x: Operand, axis: int, index: int) -> Operand:
@@ -139,6 +141,30 @@ def chunk(emitter: Emitter, node: Node, x: Operand, number: int, axis: int = 0) 
     return emitter.emit("Split", [x, emitter.ints(lengths)], {"axis": axis}, outputs=len(lengths))
 
 
+def split(emitter: Emitter, node: Node, x: Operand, lengths: list[Any], axis: int = 0) -> list[Operand]:
+    fakes = node.meta["val"]
+    return emitter.emit(
+        "Split", [x, emitter.sizes(lengths)], {"axis": axis % len(fakes[0].shape)}, outputs=len(fakes)
+    )
+
+
+def unbind(emitter: Emitter, node: Node, x: Operand, axis: int = 0) -> list[Operand]:
+    count, rank = len(node.meta["val"]), len(_before(emitter, node))
+    axis %= rank
+    if count == 1:
+        return [emitter.emit("Squeeze", [x, emitter.ints([axis])])]
+    parts = emitter.emit("Split", [x, emitter.ints([1] * count)], {"axis": axis}, outputs=count)
+    return [emitter.emit("Squeeze", [part, emitter.ints([axis])]) for part in parts]
+
+
+def einsum(emitter: Emitter, node: Node, equation: str, tensors: list[Node], **options: Any) -> Operand:
+    """Only where it says in words what a transposition says in numbers."""
+    before, _, after = equation.replace(" ", "").partition("->")
+    if len(tensors) != 1 or len(set(before)) != len(before) or sorted(before) != sorted(after):
+        raise NotCovered(f"the sum {equation}")
+    return emitter.permute(emitter.env[tensors[0]], [before.index(letter) for letter in after])
+
+
 def pad(
     emitter: Emitter, node: Node, x: Operand, pads: list[int], mode: str = "constant", value: Any = None
 ) -> Operand:
@@ -167,6 +193,17 @@ def upsample_nearest(
 def full(emitter: Emitter, node: Node, sizes: list[Any], value: Any, **options: Any) -> Operand:
     filling = torch.tensor([value], dtype=node.meta["val"].dtype)
     return emitter.emit("Expand", [filling, emitter.sizes(sizes)])
+
+
+def full_like(emitter: Emitter, node: Node, x: Operand, value: Any, **options: Any) -> Operand:
+    filling = torch.tensor([value], dtype=node.meta["val"].dtype)
+    return emitter.emit("Expand", [filling, emitter.emit("Shape", [x])])
+
+
+def arange_from(emitter: Emitter, node: Node, start: Any, end: Any, **options: Any) -> Operand:
+    if start != 0:
+        raise NotCovered("a range that does not begin at 0")
+    return arange(emitter, node, end, **options)
 
 
 def arange(emitter: Emitter, node: Node, end: Any, **options: Any) -> Operand:
@@ -219,11 +256,16 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.cat.default": cat,
     "aten.concat.default": cat,
     "aten.stack.default": stack,
+    "aten.split_with_sizes.default": split,
+    "aten.unbind.int": unbind,
+    "aten.einsum.default": einsum,
     "aten.chunk.default": chunk,
     "aten.pad.default": pad,
     "aten.upsample_nearest2d.vec": upsample_nearest,
     "aten.full.default": full,
+    "aten.full_like.default": full_like,
     "aten.arange.default": arange,
+    "aten.arange.start": arange_from,
     "aten.embedding.default": embedding,
     "aten.index.Tensor": index,
 }

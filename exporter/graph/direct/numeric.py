@@ -14,8 +14,18 @@ from torch.fx import Node
 
 from exporter.graph.direct.emitter import Emitter, NotCovered, Operand
 
-IN_PLACE = {"aten.masked_fill_.Scalar"}
+IN_PLACE = {"aten.masked_fill_.Scalar", "aten.add_.Tensor"}
 """Operators that change their first argument and are translated here."""
+VIEWS = {
+    f"aten.{name}"
+    for name in (
+        "alias.default", "detach.default", "view.default", "reshape.default", "flatten.using_ints",
+        "unflatten.int", "permute.default", "transpose.int", "unsqueeze.default", "squeeze.dim",
+        "expand.default", "slice.Tensor", "select.int", "chunk.default", "unbind.int",
+        "split_with_sizes.default", "to.dtype", "contiguous.default", "type_as.default",
+    )
+}  # fmt: skip
+"""Operators whose result may be the memory of their argument."""
 
 
 def unary(operator: str) -> Callable[..., Operand]:
@@ -58,6 +68,66 @@ def _side(emitter: Emitter, argument: Any, value: Any, dtype: torch.dtype) -> Op
 def _promoted(emitter: Emitter, node: Node) -> torch.dtype:
     sides: list[Any] = [emitter.fake(a) if isinstance(a, Node) else a for a in node.args[:2]]
     return torch.result_type(*sides)
+
+
+def add_in_place(emitter: Emitter, node: Node, x: Operand, y: Any, **options: Any) -> Operand:
+    """`x += y`, where nothing else is a view of `x`: others would see the change, and here they do not."""
+    changed = node.args[0]
+    assert isinstance(changed, Node)
+    if any(str(each.target) in VIEWS for each in (changed, *changed.users)):
+        raise NotCovered("an addition in place to what has views")
+    result: Operand = binary("Add")(emitter, node, x, y, **options)
+    emitter.env[changed] = result
+    return result
+
+
+def reciprocal_root(emitter: Emitter, node: Node, x: Operand) -> Operand:
+    return emitter.emit("Reciprocal", [emitter.emit("Sqrt", [x])])
+
+
+def where(emitter: Emitter, node: Node, condition: Operand, x: Any, y: Any) -> Operand:
+    dtype = node.meta["val"].dtype
+    sides = [_side(emitter, a, v, dtype) for a, v in zip(node.args[1:], (x, y), strict=True)]
+    return emitter.emit("Where", [condition, *sides])
+
+
+def any_of(emitter: Emitter, node: Node, x: Operand) -> Operand:
+    """Over every element; as numbers, for not every runtime reduces truths."""
+    number = emitter.cast(x, torch.int32, torch.bool)
+    return emitter.cast(emitter.emit("ReduceMax", [number], {"keepdims": 0}), torch.bool, torch.int32)
+
+
+def clip(emitter: Emitter, node: Node, x: Operand, low: Any = None, high: Any = None) -> Operand:
+    dtype = node.meta["val"].dtype
+    limits = [
+        None if given is None else _side(emitter, argument, given, dtype)
+        for argument, given in zip((*node.args[1:], None)[:2], (low, high), strict=True)
+    ]
+    for bound, operator in zip(limits, ("Max", "Min"), strict=True):  # Clip itself knows scalars only
+        x = x if bound is None else emitter.emit(operator, [x, bound])
+    return x
+
+
+def rms_norm(
+    emitter: Emitter,
+    node: Node,
+    x: Operand,
+    shape: list[int],
+    weight: Operand | None = None,
+    eps: float | None = None,
+) -> Operand:
+    """x / sqrt(mean(x²) + eps) · weight, the first part in float32 as PyTorch has it.
+
+    Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, equation 4.
+    """
+    have = emitter.fake(node.args[0]).dtype
+    wide = emitter.cast(x, torch.float32, have)
+    axes = emitter.ints(range(-len(shape), 0))
+    square = emitter.emit("ReduceMean", [emitter.emit("Mul", [wide, wide]), axes], {"keepdims": 1})
+    small = torch.tensor(torch.finfo(have).eps if eps is None else eps, dtype=torch.float32)
+    root = emitter.emit("Sqrt", [emitter.emit("Add", [square, small])])
+    normal = emitter.cast(emitter.emit("Div", [wide, root]), have, torch.float32)
+    return normal if weight is None else emitter.emit("Mul", [normal, weight])
 
 
 def to_dtype(emitter: Emitter, node: Node, x: Operand, *rest: Any, **options: Any) -> Operand:
@@ -225,6 +295,20 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.sigmoid.default": unary("Sigmoid"),
     "aten.relu.default": unary("Relu"),
     "aten.neg.default": unary("Neg"),
+    "aten.abs.default": unary("Abs"),
+    "aten.log.default": unary("Log"),
+    "aten.isinf.default": unary("IsInf"),
+    "aten.rsqrt.default": reciprocal_root,
+    "aten.min.other": binary("Min"),
+    "aten.where.self": where,
+    "aten.where.Scalar": where,
+    "aten.any.default": any_of,
+    "aten.clip.default": clip,
+    "aten.clamp.default": clip,
+    "aten.clamp.Tensor": clip,
+    "aten.add_.Tensor": add_in_place,
+    "aten.rms_norm.default": rms_norm,
+    "aten.type_as.default": to_dtype,
     "aten.sqrt.default": unary("Sqrt"),
     "aten.bitwise_not.default": unary("Not"),
     "aten.silu.default": silu,

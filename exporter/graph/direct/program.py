@@ -31,7 +31,13 @@ TABLE: dict[str, Callable[..., Any]] = {
     **layout.TABLE,
     "aten.scaled_dot_product_attention.default": scaled_dot_product,
 }
-SIZE_ARITHMETIC = {operator.mul: "Mul", operator.add: "Add", operator.sub: "Sub", operator.floordiv: "Div"}
+SIZE_ARITHMETIC = {
+    operator.neg: "Neg",
+    operator.mul: "Mul",
+    operator.add: "Add",
+    operator.sub: "Sub",
+    operator.floordiv: "Div",
+}
 """Sizes are never negative, so ONNX's truncating division is floor division."""
 
 

@@ -26,6 +26,7 @@ from exporter.targets.coreml.functions import add_function, function_name
 from exporter.targets.coreml.layout import (
     RESOURCES,
     as_apple,
+    check_known,
     layout_of,
     model_id,
     needs_float32,
@@ -48,7 +49,12 @@ WEIGHT_COPIES = 1.6
 
 def estimate(component: Component, options: Options) -> Estimate:
     """Disk: the weights and the graphs; while a further size is added, the weights three times. Memory:
-    coremltools holds the weights in float32, and the result."""
+    coremltools holds the weights in float32, and the result.
+
+    Raises:
+        UnsupportedError: Apple's runners know no such component.
+    """
+    check_known(component)
     checked = options if isinstance(options, CoremlOptions) else CoremlOptions(**options.model_dump())
     bits = 8 * ITEM_BYTES[for_component(component, checked).dtype]
     scheme = checked.compression(component.name)

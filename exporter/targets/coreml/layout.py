@@ -152,14 +152,7 @@ def bindings(component: Component) -> tuple[tuple[Binding, ...], tuple[Binding, 
     Raises:
         UnsupportedError: Apple's runners know no such component, or have no name for one of its inputs.
     """
-    if component.name not in INPUTS:
-        raise UnsupportedError(f"Apple's runners know no component {component.name!r}.")
-    if component.class_name == "AutoencoderTiny":
-        raise UnsupportedError(
-            "Apple's runners draw latents from a mean and a log-variance and scale them as those of an "
-            "AutoencoderKL; an AutoencoderTiny has neither, so they would paint something else.",
-            hint="Convert it --to onnx or openvino, or keep the model's own autoencoder.",
-        )
+    check_known(component)
     known = {binding.ours: binding for binding in INPUTS[component.name]}
     odd = [spec.name for spec in component.inputs if spec.name not in known]
     if odd:
@@ -173,6 +166,26 @@ def bindings(component: Component) -> tuple[tuple[Binding, ...], tuple[Binding, 
         return inputs, (Binding(HIDDEN, hidden.name), Binding("pooled_outputs", pooled.name))
     outputs = {binding.ours: binding for binding in OUTPUTS[component.name]}
     return inputs, tuple(outputs[spec.name] for spec in component.outputs)
+
+
+def check_known(component: Component) -> None:
+    """That Apple's runners have a place for the component.
+
+    Raises:
+        UnsupportedError: They have none.
+    """
+    if component.name not in INPUTS:
+        raise UnsupportedError(
+            f"Core ML packages are made for Apple's runners, and those know no {component.name} "
+            f"({component.class_name}), which a {component.checkpoint.pipeline_class} has.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
+        )
+    if component.class_name == "AutoencoderTiny":
+        raise UnsupportedError(
+            "Apple's runners draw latents from a mean and a log-variance and scale them as those of an "
+            "AutoencoderKL; an AutoencoderTiny has neither, so they would paint something else.",
+            hint="Convert it --to onnx or openvino, or keep the model's own autoencoder.",
+        )
 
 
 def is_xl_text(name: str, outputs: Sequence[str]) -> bool:

@@ -40,8 +40,8 @@ OVERHEAD_MEMORY = 900 * MB
 """torch and diffusers themselves."""
 SYMBOLS = {
     "batch": {"batch"},
-    "height": {"height", "latent_height"},
-    "width": {"width", "latent_width"},
+    "height": {"height", "latent_height", "image_tokens"},
+    "width": {"width", "latent_width", "image_tokens"},
     "sequence": {"sequence"},
 }
 """What a size names → the dims that depend on it."""
@@ -171,7 +171,8 @@ def free_symbols(
     if len(right) > 1 and not agrees(component, module, traced, replace(size, **together), limit):
         right = {}
     progress.done()
-    return {dim for kind in right for dim in SYMBOLS[kind]}
+    baked = {dim for kind, dims in SYMBOLS.items() if kind not in right for dim in dims}
+    return {dim for kind in right for dim in SYMBOLS[kind]} - (baked & used)
 
 
 def other_sizes(size: Size) -> dict[str, list[int]]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from exporter.architectures import Size
+from exporter.conversion import make_plan
 from exporter.errors import UnsupportedError
 from exporter.targets.coreml import CoremlOptions, load
 from exporter.targets.coreml.attention import split_attention
@@ -24,6 +25,7 @@ from exporter.targets.coreml.interpreter import Feature
 from exporter.targets.coreml.lint import lint
 from exporter.targets.coreml.package import open_package
 from exporter.targets.coreml.resources import compile_script
+from tests.families import make
 from tests.targets.coreml.conftest import NAMES, Exported, export
 
 EXPECTED = {
@@ -222,3 +224,15 @@ def test_attention_that_the_split_form_would_change_is_refused() -> None:
     plain_one.set_processor(SplitProcessor(None))  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="a mask"):
         plain_one(torch.zeros(1, 4, 8), attention_mask=torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_what_apples_runners_have_no_place_for_is_refused_before_any_work(
+    family: str, tmp_path: Path
+) -> None:
+    source = str(make(family, tmp_path / family))
+    with pytest.raises(UnsupportedError, match="those know no t") as error:
+        make_plan(source, "coreml", tmp_path / "out")
+    assert "--to onnx" in str(error.value.hint)
+    assert not (tmp_path / "out").exists()
+    make_plan(source, "coreml", tmp_path / "out", components=["vae_decoder"])
