@@ -26,6 +26,8 @@ from exporter.progress import NullProgress
 GRACE = 10.0
 """Seconds that tasks have to leave their staging in order after Ctrl-C."""
 CONNECT = 5.0
+POLL = 0.5
+"""Seconds between two looks at, and two writes of, what a task is doing."""
 CLIENT = "ray://"
 SETTINGS = b"\x04"
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
@@ -170,7 +172,7 @@ class Cluster:
         self, pending: dict[Any, _Pending], folder: Path, watcher: Watcher, ended: Callable[[Job], None]
     ) -> None:
         while pending:
-            done, _ = self.ray.wait(list(pending), num_returns=1, timeout=1.0)
+            done, _ = self.ray.wait(list(pending), num_returns=1, timeout=POLL)
             for one in pending.values():
                 _look(one, folder, watcher)
             for reference in done:
@@ -257,13 +259,13 @@ def _look(one: _Pending, folder: Path, watcher: Watcher) -> None:
 
 
 class _FileProgress(NullProgress):
-    """What a task is doing, in a file; at most once a second, for the storage is shared."""
+    """What a task is doing, in a file; seldom, for the storage is shared."""
 
     def __init__(self, path: Path, host: str) -> None:
         self._path, self._host, self._last = path, host, 0.0
 
     def start(self, label: str, total: float | None = None) -> None:
-        if time.monotonic() - self._last >= 1.0:
+        if time.monotonic() - self._last >= POLL:
             self._last = time.monotonic()
             with suppress(OSError):
                 write_text_atomic(self._path, f"{self._host}: {label}")
