@@ -22,6 +22,7 @@ cli = VerbGroup(
         Verb("cache", "Show or clear what earlier runs keep to be faster."),
         Verb("download", "Fetch what a pipeline needs from the Hub."),
         Verb("recipe", "List, show, check, run or compare recipes."),
+        Verb("batch", "Convert many models with many recipes, here or on a cluster."),
         Verb("push", "Publish a verified artifact on the Hub, with a model card."),
         Verb("diff", "Say how two artifacts, or an artifact and a checkpoint, differ."),
         Verb("doctor", "Show what is installed, what is missing, and the hardware."),

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from exporter.storage import parse_size
+
 
 class Finite(click.ParamType):
     """A finite number; Click's float ranges let NaN through, because NaN compares false with both ends.
@@ -29,3 +31,15 @@ class Finite(click.ParamType):
             limit = f" above {self.above:g}" if math.isfinite(self.above) else ""
             self.fail(f"{value!r} is not a finite number{limit}.", param, ctx)
         return number
+
+
+class Size(click.ParamType):
+    """Bytes, as people write them: `16GB`, `500MB`, `2GiB`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)

@@ -39,20 +39,44 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: An override that is no `key=value`.
     """
     path = Path(path).expanduser()
+    hint = "`exporter recipe list` shows those there are."
+    return parse(read_text(path, "recipe", hint), str(path), overrides)
+
+
+def read_text(path: Path, kind: str, hint: str | None = None) -> str:
+    """The text of a YAML file; `kind` is what messages call it.
+
+    Raises:
+        RecipeError: It is not there, too large, or not UTF-8.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"{path} is larger than a recipe can be ({MAX_BYTES:,} bytes).")
-        text = path.read_text(encoding="utf-8")
+            raise RecipeError(f"{path} is larger than a {kind} can be ({MAX_BYTES:,} bytes).")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RecipeError(
-            f"The recipe {path} cannot be read: {why}.", hint="`exporter recipe list` shows those there are."
-        ) from error
-    return parse(text, str(path), overrides)
+        raise RecipeError(f"The {kind} {path} cannot be read: {why}.", hint=hint) from error
 
 
 def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from YAML text; `name` is what messages call it. Raises as `read`."""
+    root, data = load(text, name)
+    for override in overrides:
+        _override(data, override)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise explained(error, root, name, "`exporter recipe schema` lists the keys.") from error
+    _check_variables(recipe, name)
+    return recipe
+
+
+def load(text: str, name: str, kind: str = "recipe") -> tuple[yaml.Node, dict[str, Any]]:
+    """YAML text as nodes, which know their lines, and as values.
+
+    Raises:
+        RecipeError: It is not YAML, no mapping, too large, or names a key twice; with the line.
+    """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _bounded(root, name)
@@ -64,15 +88,9 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise RecipeError(f"{name}: not YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(data, dict):
-        raise RecipeError(f"{name}: a recipe is a mapping of keys to values.")
-    for override in overrides:
-        _override(data, override)
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        raise _explained(error, root, name) from error
-    _check_variables(recipe, name)
-    return recipe
+        raise RecipeError(f"{name}: a {kind} is a mapping of keys to values.")
+    assert root is not None
+    return root, data
 
 
 class _Unique(yaml.SafeLoader):
@@ -129,7 +147,8 @@ def _override(data: dict[str, Any], override: str) -> None:
         del matrix[axis]  # what was set by hand is no longer varied
 
 
-def _explained(error: ValidationError, root: yaml.Node | None, name: str) -> RecipeError:
+def explained(error: ValidationError, root: yaml.Node, name: str, hint: str) -> RecipeError:
+    """What pydantic found, in one sentence with the line; `hint` tells where the keys are listed."""
     first = error.errors()[0]
     path = [
         part
@@ -137,11 +156,9 @@ def _explained(error: ValidationError, root: yaml.Node | None, name: str) -> Rec
         if not (isinstance(part, str) and part in ("str", "int", "float", "bool"))
     ]
     key = ".".join(str(part) for part in path)
-    where = f"{name} line {line_of(root, path)}" if root is not None else name
+    where = f"{name} line {line_of(root, path)}"
     if first["type"] == "extra_forbidden":
-        return RecipeError(
-            f"{where}: there is no key {key!r}.", hint="`exporter recipe schema` lists the keys."
-        )
+        return RecipeError(f"{where}: there is no key {key!r}.", hint=hint)
     if first["type"] == "missing":
         return RecipeError(f"{where}: the key {key!r} is missing.")
     reason = first["msg"].removeprefix("Value error, ")

@@ -9,6 +9,8 @@ from pathlib import Path
 from exporter.errors import InputError
 from exporter.recipes.reading import RecipeError, read
 
+BATCHES = "batch"
+
 
 @dataclass(frozen=True)
 class Shelved:
@@ -26,11 +28,16 @@ def folders() -> list[Path]:
     return [folder for folder in (checkout, installed) if folder.is_dir()]
 
 
+def _recipes(folder: Path) -> list[Path]:
+    """The files of recipes; matrices of `exporter batch` lie on the same shelf, in a folder of their own."""
+    return [p for p in sorted(folder.rglob("*.yaml")) if p.relative_to(folder).parts[0] != BATCHES]
+
+
 def shelf() -> list[Shelved]:
     """All of them, by name."""
     found: dict[str, Shelved] = {}
     for folder in folders():
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in _recipes(folder):
             name = path.relative_to(folder).with_suffix("").as_posix()
             try:
                 description = read(path).description
@@ -49,7 +56,7 @@ def find(name: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         return path
-    there = [recipe for folder in folders() for recipe in sorted(folder.rglob("*.yaml"))]
+    there = [recipe for folder in folders() for recipe in _recipes(folder)]
     names = {
         p: next(p.relative_to(f) for f in folders() if p.is_relative_to(f)).with_suffix("") for p in there
     }

@@ -1,0 +1,147 @@
+"""Many models × recipes, on this machine or on a Ray cluster; a run that was stopped is taken up again.
+
+>>> from exporter import batch
+>>> batch.run("matrix.yaml", "out").exit_code
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from exporter.batch.plan import Job, Planned, jobs, plan
+from exporter.batch.schema import Matrix, read
+from exporter.batch.state import STATE, WORST_FIRST, Failure, Row, Summary, earlier, worst
+from exporter.batch.watch import NoWatcher, Watcher
+from exporter.errors import DestinationError, UsageError
+from exporter.progress import Progress
+
+__all__ = [
+    "WORST_FIRST", "Failure", "Job", "Matrix", "NoWatcher", "Planned", "Row", "Summary", "Watcher",
+    "check", "jobs", "plan", "read", "run", "worst",
+]  # fmt: skip
+
+WORK = ".batch"
+"""Inside the output folder: the lock, logs, and how often each cell was begun."""
+
+
+def check(matrix: str | Path, output: str | Path, progress: Progress | None = None) -> Summary:
+    """Plan every cell; nothing is written. Errors as of `run`."""
+    file = read(matrix)
+    found = jobs(file, Path(output))
+    plan(found, progress)
+    name, description = file.matrix.name, file.matrix.description
+    return Summary(name=name, description=description, rows=[job.row for job in found])
+
+
+def run(
+    matrix: str | Path,
+    output: str | Path,
+    *,
+    slots: int | None = None,
+    memory: int | None = None,
+    retries: int = 2,
+    ray: str | None = None,
+    progress: Progress | None = None,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Convert and judge every cell; one that fails does not keep the others from finishing.
+
+    Args:
+        matrix: A YAML file, or a name on the shelf.
+        output: The folder: `batch.json`, `index.html`, and one artifact a cell.
+        slots: Cells at once on this machine; None is half the cores.
+        memory: Bytes they may take together; None is what is free.
+        retries: How often a cell is begun again whose worker was lost.
+        ray: Address of a Ray cluster that does the work instead.
+        progress: Is told of the planning.
+        watcher: Is told of the work.
+
+    Raises:
+        RecipeError: The matrix cannot be used; with the line.
+        DestinationError: The folder cannot be written, is another's, or another batch writes it.
+        BackendMissing, NetworkError: Ray is not installed; the cluster cannot be reached.
+    """
+    from exporter.batch.summary import write_page
+
+    file = read(matrix)
+    folder = Path(output).expanduser()
+    found = jobs(file, folder)
+    told = watcher or NoWatcher()
+    cluster = None
+    if ray is not None:
+        from exporter.batch.cluster import Cluster
+
+        if slots is not None or memory is not None:
+            raise UsageError("--jobs and --memory are for this machine; the cluster has its own limits.")
+        cluster = Cluster(ray)
+    with _claimed(folder) as work:
+        before = {row.id: row for row in (earlier(folder) or Summary(name="none")).rows}
+        summary = Summary(name=file.matrix.name, description=file.matrix.description)
+        summary.rows = [job.row for job in found]
+        planned = plan(found, progress, before)
+        for job in [*planned.kept, *planned.refused]:
+            _remember(job, before, work)
+            told.ended(job.row)
+
+        def save(_: Job | None = None) -> None:
+            summary.save(folder)
+            write_page(summary, folder)
+
+        save()
+        try:
+            if cluster is not None:
+                cluster.run(planned.waiting, work, retries=retries, watcher=told, ended=save)
+            else:
+                from exporter.batch.local import Pool, cores
+
+                many = slots or max(1, cores() // 2)
+                Pool(work, many, memory, retries, told, save).run(planned.waiting)
+        finally:
+            save()
+    return summary
+
+
+def _remember(job: Job, before: dict[str, Row], work: Path) -> None:
+    """What only the earlier run knew of a cell that is not done again."""
+    from exporter.batch.worker import begun
+
+    job.row.attempts = begun(work / f"{job.row.id}.attempts")
+    old = before.get(job.row.id)
+    if old is not None and job.row.state == "kept":
+        job.row.seconds, job.row.where = old.seconds, old.where
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[Path]:
+    """The output folder for us alone; gives the folder for logs.
+
+    Raises:
+        DestinationError: It cannot be written, is another's, or another batch writes it.
+    """
+    hint = "Choose another folder with -o."
+    if folder.exists() and not folder.is_dir():
+        raise DestinationError(f"{folder} exists and is not a folder.", hint=hint)
+    try:
+        ours = not folder.exists() or (folder / STATE).is_file() or (folder / WORK).is_dir()
+        if not ours and any(folder.iterdir()):
+            raise DestinationError(
+                f"{folder} exists and was not made by `exporter batch`, so it is left alone.", hint=hint
+            )
+        work = folder / WORK
+        work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work / "lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise DestinationError(f"Another batch is writing {folder}.", hint="Wait for it. " + hint) from error
+    except OSError as error:
+        raise DestinationError(
+            f"{folder} cannot be written: {error.strerror or error}.", hint=hint
+        ) from error
+    try:
+        yield work
+    finally:
+        lock.release()

@@ -1,0 +1,286 @@
+"""Workers on a Ray cluster that is there already: a task a cell, placed by its estimate of memory.
+
+What a lost worker leaves on the shared folder, the next one takes up; Ray itself begins a lost task again.
+Progress and the logs of attempts are small files on that folder too: they outlive every node.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.artifact import write_text_atomic
+from exporter.batch.plan import Job
+from exporter.batch.watch import Watcher
+from exporter.batch.worker import begun, work
+from exporter.errors import BackendMissing, ExporterError, NetworkError, ResourceError, UsageError
+from exporter.planning import human
+from exporter.progress import NullProgress
+
+GRACE = 10.0
+"""Seconds that tasks have to leave their staging in order after Ctrl-C."""
+CONNECT = 5.0
+POLL = 0.5
+"""Seconds between two looks at, and two writes of, what a task is doing."""
+CLIENT = "ray://"
+SETTINGS = b"\x04"
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
+"""How HTTP/2, and so gRPC, begins: whoever speaks it answers with settings of its own."""
+PROBE = "shared"
+
+
+class Lost(ExporterError):
+    """A worker was lost, and lost again, until nothing more was tried."""
+
+    exit_code = 7
+
+
+@dataclass
+class _Pending:
+    job: Job
+    seen: int = 0
+    said: str = ""
+
+
+class Cluster:
+    """A connection to a cluster.
+
+    Args:
+        address: `HOST:PORT` of its head, `ray://HOST:PORT`, or `auto`.
+
+    Raises:
+        BackendMissing: Ray is not installed.
+        UsageError: An address that is none.
+        NetworkError: Nobody answers there.
+    """
+
+    def __init__(self, address: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise BackendMissing(
+                "Ray is needed for --ray and not installed here.", hint='pip install "exporter[cluster]"'
+            ) from error
+        self.ray: Any = ray
+        self.address = address
+        _reachable(address)
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        folder: Path,
+        *,
+        retries: int,
+        watcher: Watcher,
+        ended: Callable[[Job], None],
+    ) -> None:
+        """Returns when every job is done or has failed. An interrupt cancels the tasks and goes on.
+
+        Args:
+            folder: For logs and progress; every node has to see it under the same path.
+        """
+        if not jobs:
+            return
+        self._connect()
+        try:
+            folder = folder.absolute()
+            self._check_shared(folder)
+            pending = self._submit(jobs, folder, retries, watcher, ended)
+            try:
+                self._follow(pending, folder, watcher, ended)
+            except BaseException:
+                self._cancel(pending, folder)
+                raise
+        finally:
+            self.ray.shutdown()
+
+    def _connect(self) -> None:
+        try:
+            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise NetworkError(
+                f"The Ray cluster at {self.address} cannot be used: {first}", hint=HINT
+            ) from error
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    def _check_shared(self, folder: Path) -> None:
+        """
+        Raises:
+            UsageError: A node does not see the folder.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        (folder / PROBE).touch()
+        look = self.ray.remote(num_cpus=0, max_retries=0)(_sees)
+        asked = {}
+        for node in self._nodes():
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            reference = look.options(scheduling_strategy=strategy).remote(str(folder / PROBE))
+            asked[reference] = node["NodeManagerHostname"]
+        for reference, host in asked.items():
+            try:
+                sees = self.ray.get(reference)
+            except self.ray.exceptions.RayError:  # it has left meanwhile, or has no exporter
+                sees = None
+            if sees is False:
+                raise UsageError(
+                    f"The node {host} does not see {folder.parent}.",
+                    hint="Choose a folder on storage that every node mounts under the same path, with -o.",
+                )
+
+    def _submit(
+        self,
+        jobs: Sequence[Job],
+        folder: Path,
+        retries: int,
+        watcher: Watcher,
+        ended: Callable[[Job], None],
+    ) -> dict[Any, _Pending]:
+        largest = max((int(node["Resources"].get("memory", 0)) for node in self._nodes()), default=0)
+        task = self.ray.remote(max_calls=1)(_task)  # a process a cell here, too
+        pending = {}
+        for job in sorted(jobs, key=lambda job: -job.row.memory):
+            if job.row.memory > largest:
+                job.row.fail(
+                    ResourceError(
+                        f"Not enough memory: this cell takes about {human(job.row.memory)}, and the largest "
+                        f"node gives Ray {human(largest)}.",
+                        hint="Start a node with more: `ray start --memory BYTES`.",
+                    )
+                )
+                watcher.ended(job.row)
+                ended(job)
+                continue
+            request = job.request(folder / f"{job.row.id}.attempts")
+            request["output"] = str(job.output.absolute())
+            placed = task.options(num_cpus=1, memory=job.row.memory, max_retries=retries, name=job.row.id)
+            seen = begun(folder / f"{job.row.id}.attempts")
+            pending[placed.remote(request, str(_status(folder, job)))] = _Pending(job, seen)
+        return pending
+
+    def _follow(
+        self, pending: dict[Any, _Pending], folder: Path, watcher: Watcher, ended: Callable[[Job], None]
+    ) -> None:
+        while pending:
+            done, _ = self.ray.wait(list(pending), num_returns=1, timeout=POLL)
+            for one in pending.values():
+                _look(one, folder, watcher)
+            for reference in done:
+                job = pending.pop(reference).job
+                self._take(reference, job)
+                job.row.attempts = begun(folder / f"{job.row.id}.attempts")
+                _status(folder, job).unlink(missing_ok=True)
+                watcher.ended(job.row)
+                ended(job)
+
+    def _take(self, reference: Any, job: Job) -> None:
+        errors = self.ray.exceptions
+        try:
+            job.take(self.ray.get(reference))
+        except errors.OutOfMemoryError:
+            job.row.fail(
+                ResourceError(
+                    "Its node ran out of memory, each time it was begun.",
+                    hint="Give Ray less of the node's memory: `ray start --memory BYTES`.",
+                )
+            )
+        except errors.RayTaskError as error:
+            first = (str(error.cause).splitlines() or [""])[0]
+            job.row.fail(ExporterError(f"The task failed: {type(error.cause).__name__}: {first}"))
+        except errors.RayError as error:
+            job.row.fail(
+                Lost(
+                    f"Its worker was lost, each time it was begun ({type(error).__name__}).",
+                    hint="Run the same command again when the cluster is well.",
+                )
+            )
+
+    def _cancel(self, pending: dict[Any, _Pending], folder: Path) -> None:
+        """Tasks are interrupted, so that they leave their staging in order; then cut off."""
+        with suppress(Exception):
+            for reference in pending:
+                self.ray.cancel(reference, force=False)
+            self.ray.wait(list(pending), num_returns=len(pending), timeout=GRACE)
+        for one in pending.values():
+            one.job.row.state = "waiting"
+            one.job.row.attempts = begun(folder / f"{one.job.row.id}.attempts")
+            _status(folder, one.job).unlink(missing_ok=True)
+
+
+HINT = "Start one with `ray start --head`, and give its address as --ray HOST:PORT."
+
+
+def _reachable(address: str) -> None:
+    """Ray tries an address that nobody answers for minutes; a socket knows at once."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"--ray {address}: not HOST:PORT, ray://HOST:PORT or auto.", hint=HINT)
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT) as line:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                line.sendall(HELLO)
+                if line.recv(9)[3:4] != SETTINGS:
+                    raise NetworkError(f"What answers at {address} is not a Ray cluster.", hint=HINT)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise NetworkError(f"No Ray cluster answers at {address}: {reason}.", hint=HINT) from error
+
+
+def _status(folder: Path, job: Job) -> Path:
+    return folder / f"{job.row.id}.status"
+
+
+def _look(one: _Pending, folder: Path, watcher: Watcher) -> None:
+    """Tell the watcher what has changed since it was last told."""
+    row = one.job.row
+    attempts = begun(folder / f"{row.id}.attempts")
+    if attempts > one.seen:
+        if row.state == "running":
+            watcher.again(row, "its node or process is gone")
+        row.state, one.seen = "running", attempts
+        watcher.started(row)
+    with suppress(OSError):
+        said = _status(folder, one.job).read_text(encoding="utf-8")
+        if said and said != one.said:
+            one.said = said
+            watcher.working(row, said)
+
+
+class _FileProgress(NullProgress):
+    """What a task is doing, in a file; seldom, for the storage is shared."""
+
+    def __init__(self, path: Path, host: str) -> None:
+        self._path, self._host, self._last = path, host, 0.0
+
+    def start(self, label: str, total: float | None = None) -> None:
+        if time.monotonic() - self._last >= POLL:
+            self._last = time.monotonic()
+            with suppress(OSError):
+                write_text_atomic(self._path, f"{self._host}: {label}")
+
+
+def _sees(probe: str) -> bool:
+    return Path(probe).is_file()
+
+
+def _task(request: dict[str, Any], status: str) -> dict[str, Any]:
+    """On a node. Paths of models that are not absolute are meant from where the command was given."""
+    import ray
+
+    with suppress(OSError):
+        os.chdir(request["cwd"])
+    node = ray.get_runtime_context().get_node_id()[:8]
+    where = f"{socket.gethostname()}/{node}"
+    return {**work(request, _FileProgress(Path(status), where)), "where": where}
