@@ -96,13 +96,14 @@ def attention(
     scores = jnp.einsum(
         "...qd,...kd->...qk", query, key, precision=precision, preferred_element_type=inner
     ) * as_dtype(scale, inner)
+    never = as_dtype(-jnp.inf, inner)
     if is_causal:
         rows = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 2)
         scores = jnp.where(
-            lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) <= rows, scores, -jnp.inf
+            lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) <= rows, scores, never
         )
     if attn_mask is not None and attn_mask.dtype == jnp.bool_:
-        scores = jnp.where(attn_mask, scores, -jnp.inf)
+        scores = jnp.where(attn_mask, scores, never)
     elif attn_mask is not None:
         scores = scores + attn_mask.astype(inner)
     largest = jnp.max(scores, axis=-1, keepdims=True)
@@ -122,4 +123,4 @@ def embedding(
     """Rows of a table. JAX cannot raise for an index beyond it: such a row is NaN, not another token's."""
     valid = (indices >= 0) & (indices < weight.shape[0])
     rows = jnp.take(weight, jnp.clip(indices, 0, weight.shape[0] - 1), axis=0, mode="clip")
-    return jnp.where(valid[..., None], rows, jnp.nan)
+    return jnp.where(valid[..., None], rows, as_dtype(jnp.nan, rows.dtype))
