@@ -1,4 +1,4 @@
-"""Every family × ONNX, OpenVINO, StableHLO, TorchScript and .pt2: converts, verifies at other sizes, paints. Slow."""
+"""Every family × every format with a graph: converts, verifies at other sizes, paints. Slow."""
 
 from __future__ import annotations
 
