@@ -192,7 +192,9 @@ def _show_intake(console: Console, overlays: list[dict[str, Any]], notes: list[s
 def _value(value: Any) -> str:
     if value is None:
         return "default"
-    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if not isinstance(value, list | tuple):
+        return str(value)
+    return ("x" if all(isinstance(one, int) for one in value) else ", ").join(map(str, value))
 
 
 def _show_result(console: Console, result: Conversion) -> None:

@@ -13,7 +13,8 @@ import torch
 from exporter import parity, pipeline
 from exporter.architectures import components_of
 from exporter.artifact import Artifact
-from exporter.checkpoints import resolve
+from exporter.card import command as convert_command
+from exporter.checkpoints import StoredTensor, resolve
 from exporter.conversion import convert, make_plan
 from exporter.errors import ArtifactError
 from tests.targets.stablehlo.artifacts import (
@@ -71,11 +72,29 @@ def test_the_program_holds_no_weight_and_no_folder_of_this_machine(program: Path
         assert b"site-packages" not in data and b".py" not in data and str(Path.cwd()).encode() not in data
 
 
+def test_no_weight_is_loaded_to_export(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied piece by piece; none becomes a tensor."""
+
+    def load(stored: StoredTensor) -> torch.Tensor:
+        raise AssertionError(f"{stored.name} was loaded")
+
+    monkeypatch.setattr(StoredTensor, "load", load)
+    plan = make_plan(str(tiny), "stablehlo", tmp_path / "out", {}, components=["text_encoder"], verify=False)
+    assert (convert(plan).artifact.root / "text_encoder" / "weights.safetensors").stat().st_size > 10_000
+
+
+def test_the_card_repeats_the_platforms(program: Path) -> None:
+    command = convert_command(Artifact.open(program))
+    assert "--option platforms=cpu,cuda,tpu" in command
+
+
 def test_it_paints_what_the_reference_paints(program: Path, tiny: Path) -> None:
+    loaded = [pipeline.load(source) for source in (program, str(tiny))]
+    assert [pipeline.compile_seconds(each) for each in loaded] == [0, 0]
     pictures = [
-        np.asarray(pipeline.paint(pipeline.load(source), ["a cat"], steps=2, seed=3)[0]).astype(int)
-        for source in (program, str(tiny))
+        np.asarray(pipeline.paint(each, ["a cat"], steps=2, seed=3)[0]).astype(int) for each in loaded
     ]
+    assert pipeline.compile_seconds(loaded[0]) > 0 == pipeline.compile_seconds(loaded[1])
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
