@@ -89,7 +89,7 @@ class StableHloRunner(Runner):
         key = tuple(modules)
         _, values = self._call(lambda: with_modules(self._exported, modules), key, inputs)
         return {
-            name: np.asarray(value, np.float32) if str(value.dtype) in NARROW else np.asarray(value)
+            name: np.array(value, np.float32) if str(value.dtype) in NARROW else np.array(value)
             for name, value in zip(modules, values, strict=True)
         }
 
