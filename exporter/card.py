@@ -136,7 +136,9 @@ def command(artifact: Artifact) -> str:
     for name, value in manifest.options.items():
         if value in (None, False, [], {}):
             continue
-        text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = str(value)
+        if isinstance(value, list):  # a size, or names
+            text = ("x" if all(isinstance(one, int) for one in value) else ",").join(map(str, value))
         parts += ["--option", f"{name}={text}"]
     return shlex.join(parts)
 

@@ -27,7 +27,7 @@ ENABLES = {
     "coreml": "writing Core ML models (running them needs a Mac)",
     "techniques": "the acceleration techniques of recipes (ToMe, DeepCache, T-GATE, torchao)",
     "cluster": "spreading recipe jobs over a Ray cluster",
-    "jax": "StableHLO export and JAX checks",
+    "jax": "StableHLO for JAX: export, verify, run",
 }
 """What the packages of each extra are for. `all` is their sum and `dev` is no one's but ours."""
 

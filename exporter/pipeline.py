@@ -135,7 +135,14 @@ def from_artifact(
         runners[record.name] = target.open(artifact.root, record, options)
     pipeline = assemble(artifact.root, artifact.manifest.source.pipeline_class, runners)
     pipeline.exporter_notes, pipeline.exporter_compiled = store.reasons, used
+    pipeline.exporter_runners = runners
     return pipeline
+
+
+def compile_seconds(pipeline: Any) -> float:
+    """What a pipeline's runtimes took so far to compile for shapes they met: paid once, not per picture."""
+    runners: Mapping[str, Runner] = getattr(pipeline, "exporter_runners", {})
+    return sum(runner.compile_seconds for runner in runners.values())
 
 
 def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> Any:

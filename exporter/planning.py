@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TOOLS = (
     "torch", "diffusers", "transformers", "numpy", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
-    "openvino", "openvino-tokenizers", "nncf", "coremltools",
+    "openvino", "openvino-tokenizers", "nncf", "coremltools", "jax", "jaxlib",
 )  # fmt: skip
 DISK_MARGIN = 1.05
 DEFAULT_OUTPUT = Path("artifacts")

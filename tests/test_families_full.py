@@ -1,4 +1,4 @@
-"""Every family × ONNX, OpenVINO, TorchScript and .pt2: converts, verifies at other sizes, paints. Slow."""
+"""Every family × every format with a graph: converts, verifies at other sizes, paints. Slow."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ pytestmark = pytest.mark.full
 TASK = {"inpaint": ("image", "mask"), "sdxl_refiner": ("image",), "flux_fill": ("image", "mask")}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("target", ["onnx", "openvino", "torchscript", "pt2"])
+FORMS = [(t, d) for t in ("onnx", "openvino", "torchscript", "pt2") for d in ("float32", "float16")]
+FORMS += [("stablehlo", "float32"), ("stablehlo", "bfloat16")]
+
+
+@pytest.mark.parametrize(("target", "dtype"), FORMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_path: Path) -> None:
     source = make(family, tmp_path / family)
@@ -36,7 +39,7 @@ def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_
     assert np.abs(mine - theirs).max() <= (2 if dtype == "float32" else 24)
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino", "pt2"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "pt2", "stablehlo"])
 @pytest.mark.parametrize("family", ["sdxl", "lcm"])
 def test_static(family: str, target: str, tmp_path: Path) -> None:
     source = make(family, tmp_path / family)

@@ -152,6 +152,8 @@ def command(
         )
     painted.save(picture)
     seconds = time.monotonic() - started
+    compiling = pipeline.compile_seconds(loaded)
+    told = f", of which {seconds_text(compiling)} compiling" if compiling else ""
     output.result(
         {
             "picture": picture,
@@ -168,9 +170,10 @@ def command(
             "vae_tiling": vae_tiling,
             "verified": state.verdict if state is not None else None,
             "seconds": round(seconds, 3),
+            "compile_seconds": round(compiling, 3),
         },
         human=lambda console: console.print(
-            f"{picture}  {painted.width}×{painted.height}, {seconds_text(seconds)}", soft_wrap=True
+            f"{picture}  {painted.width}×{painted.height}, {seconds_text(seconds)}{told}", soft_wrap=True
         ),
         quiet=str(picture),
     )

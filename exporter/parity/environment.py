@@ -10,7 +10,7 @@ from typing import Any
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "numpy", "safetensors", "onnx", "onnxruntime", "onnxscript",
-    "openvino", "nncf", "coremltools",
+    "openvino", "nncf", "coremltools", "jax", "jaxlib",
 )  # fmt: skip
 
 

@@ -147,6 +147,8 @@ class Runner(ABC):
         weights: The dtype of most stored weights, as the file says; None when it does not, or when
             most are no floating-point numbers.
         rounds_activations: The runtime, run this way, also quantises what flows between the weights.
+        compile_seconds: What the runtime took so far to compile for shapes it met in `run`; 0 where it
+            compiles when it opens, or not at all.
         only_rounded: Every weight is the checkpoint's, rounded to `weights` and in no other way changed.
     """
 
@@ -156,6 +158,7 @@ class Runner(ABC):
     weights: str | None = None
     rounds_activations: bool = False
     only_rounded: bool = False
+    compile_seconds: float = 0.0
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

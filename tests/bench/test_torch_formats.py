@@ -1,4 +1,4 @@
-"""Safetensors and TorchScript take part in `bench` and have their rows in the demo."""
+"""Safetensors, StableHLO and TorchScript take part in `bench` and have their rows in the demo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.demo.rows import make_row
 from exporter.progress import NullProgress
 
 pytestmark = pytest.mark.full  # `make demo` shows the same; a minute in all
-TARGETS = ("safetensors", "torchscript")
+TARGETS = ("safetensors", "stablehlo", "torchscript")
 
 
 @pytest.fixture(scope="module")

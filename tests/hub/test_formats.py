@@ -24,6 +24,7 @@ NEEDS = {
     "openvino": "openvino",
     "coreml": "coremltools",
     "safetensors": "safetensors",
+    "stablehlo": "jax",
     "torchscript": "torch",
 }
 pytestmark = pytest.mark.full  # one to three minutes each: every step is a process of its own

@@ -10,7 +10,7 @@ from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.pt2.compile import check_compiler, compile_package, compiled_for
 from exporter.targets.pt2.options import Pt2Options
-from exporter.targets.pt2.shapes import admit_ones, limits
+from exporter.targets.pt2.shapes import admit_ones
 from exporter.targets.torch_module import (
     DECLARATION,
     GRANULE,
@@ -26,6 +26,7 @@ from exporter.targets.torch_module import (
     records,
     torch_device,
 )
+from exporter.targets.traced import limits
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ import numpy as np
 from exporter.errors import ArtifactError
 from exporter.targets.base import Runner, RunOptions
 from exporter.targets.pt2.compile import check_machine
-from exporter.targets.pt2.modules import module_outputs, run_keeping
+from exporter.targets.pt2.modules import run_keeping
 from exporter.targets.torch_module import (
     Declaration,
     check_entries,
@@ -26,6 +26,7 @@ from exporter.targets.torch_module import (
     to_tensors,
     torch_device,
 )
+from exporter.targets.traced import module_outputs
 from exporter.threads import threads
 
 if TYPE_CHECKING:

@@ -1,18 +1,16 @@
-"""The sizes an exported program holds for: what torch noted of them, and what of that is no matter."""
+"""The sizes an exported program holds for: what of torch's notes on them is no matter."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
+
+from exporter.targets.traced import limits
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from exporter.architectures.base import Component, Size
-
-UNBOUNDED = 1 << 40
-"""Sizes above this are sympy's infinity."""
 
 
 def admit_ones(
@@ -73,51 +71,3 @@ def agrees(component: Component, module: nn.Module, program: nn.Module, size: Si
         a.shape == b.shape and float((a - b).double().norm() / b.double().norm()) <= limit
         for a, b in zip(found, expected, strict=True)
     )
-
-
-def limits(
-    component: Component, program: torch.export.ExportedProgram
-) -> tuple[dict[str, tuple[int, int | None]], dict[str, int]]:
-    """The sizes that the program holds for, as torch proved it.
-
-    Returns:
-        Symbol → smallest and largest size; symbol → what the size must be a multiple of.
-
-    torch starts symbols at 2, because 0 and 1 may behave differently; `admit_ones` tries 1. A largest
-    size comes from code that branches on it: diffusers' upsampling copies its input from a batch of 64 on.
-    """
-    import sympy
-    import torch
-
-    found: dict[str, tuple[int, int | None]] = {}
-    steps: dict[str, int] = {}
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for name, spec in zip(program.graph_signature.user_inputs, component.inputs, strict=True):
-        value = nodes[str(name)].meta["val"]
-        for dim, symbol in zip(spec.dims, value.shape, strict=True):
-            if not isinstance(dim, str) or not isinstance(symbol, torch.SymInt):
-                continue
-            step = divisor(symbol)
-            if step > 1:
-                steps[dim] = step
-            bounds = program.range_constraints.get(symbol.node.expr)
-            if bounds is None:
-                continue
-            low, high = int(bounds.lower), bounds.upper
-            # A number, or one of two infinities (sympy's and torch's own) that will not be converted to one.
-            bounded = isinstance(high, int | sympy.Integer) and int(high) < UNBOUNDED
-            found[dim] = (1 if low <= 2 else low, int(high) if bounded else None)
-    return found, steps
-
-
-def divisor(symbol: torch.SymInt) -> int:
-    """What a size must be a multiple of, by the guards that torch noted when code asked for its remainder."""
-    from torch.utils._sympy.functions import Mod, PythonMod
-
-    step = 1
-    for guard in symbol.node.shape_env.guards:
-        for term in guard.expr.atoms(Mod, PythonMod) if guard.expr.func.__name__ == "Equality" else ():
-            sides = set(guard.expr.args)
-            if sides == {term, 0} and term.args[0] == symbol.node.expr and term.args[1].is_Integer:
-                step = math.lcm(step, int(term.args[1]))
-    return step

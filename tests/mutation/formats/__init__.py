@@ -8,7 +8,15 @@ __all__ = ["FORMATS", "Format", "available", "blobs", "folder_of", "format_of", 
 
 
 def _load() -> None:
-    from tests.mutation.formats import coreml, onnx, openvino, pt2, safetensors, torchscript  # noqa: F401
+    from tests.mutation.formats import (  # noqa: F401
+        coreml,
+        onnx,
+        openvino,
+        pt2,
+        safetensors,
+        stablehlo,
+        torchscript,
+    )
 
 
 def format_of(name: str) -> Format:

@@ -1,0 +1,68 @@
+"""StableHLO for JAX: `<component>/model.stablehlo`, a `jax.export` program, beside its weights.
+
+One artifact for CPUs, NVIDIA GPUs and TPUs. Runs without PyTorch: see the room's README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from exporter.artifact import ComponentRecord, Manifest
+from exporter.progress import Progress
+from exporter.targets.base import Client, Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.stablehlo.options import StableHloOptions
+
+if TYPE_CHECKING:
+    from exporter.architectures.base import Component
+    from exporter.checkpoints import Checkpoint
+
+__all__ = ["StableHloOptions", "StableHloTarget"]
+
+
+class StableHloTarget(Target):
+    """Lowers `torch.export` programs to StableHLO and opens them in JAX."""
+
+    name: ClassVar[str] = "stablehlo"
+    title: ClassVar[str] = "StableHLO"
+    extra: ClassVar[str] = "jax"
+    packages: ClassVar[tuple[str, ...]] = ("jax",)
+    options_type: ClassVar[type[Options]] = StableHloOptions
+
+    def estimate(self, component: Component, options: Options) -> Estimate:
+        from exporter.targets.stablehlo.export import estimate
+
+        return estimate(component, StableHloOptions.of(options))
+
+    def export(
+        self, component: Component, options: Options, staging: Path, progress: Progress
+    ) -> ExportedComponent:
+        from exporter.targets.stablehlo.export import export
+
+        return export(component, StableHloOptions.of(options), staging, progress)
+
+    def finish(
+        self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
+    ) -> list[Path]:
+        from exporter.targets.layout import write_diffusers_files
+
+        return write_diffusers_files(checkpoint, components, staging)
+
+    def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        name = manifest.components[-1].name if manifest.components else "vae_decoder"
+        code = (
+            "import jax\nfrom huggingface_hub import hf_hub_download\n"
+            "from safetensors.flax import load_file\n\n"
+            f'program = hf_hub_download("{repo}", "{name}/model.stablehlo")\n'
+            f'weights = load_file(hf_hub_download("{repo}", "{name}/weights.safetensors"))\n'
+            f'{name} = jax.jit(jax.export.deserialize(bytearray(open(program, "rb").read())).call)\n'
+            f"# {name}(weights, **inputs) takes and gives arrays by name, see exporter.json"
+        )
+        install = "pip install jax safetensors huggingface_hub"
+        return [Client("JAX", install, "python", code), *super().clients(repo, manifest)]
+
+    def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
+        from exporter.targets.stablehlo.runner import StableHloRunner
+
+        return StableHloRunner(root / component.entry, options or RunOptions())
