@@ -77,10 +77,13 @@ class Watch(batch.NoWatcher):
 
     def working(self, row: Row, what: str) -> None:
         if row.id == self.kill and self.times:
-            self.times -= 1
-            children = psutil.Process().children()
-            (worker,) = [c for c in children if "exporter.batch.worker" in c.cmdline()]
-            worker.kill()
+            # What a killed worker had said before is told after its death too.
+            children = [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE]
+            workers = [c for c in children if "exporter.batch.worker" in c.cmdline()]
+            assert len(workers) <= 1
+            for worker in workers:
+                self.times -= 1
+                worker.kill()
 
     def again(self, row: Row, why: str) -> None:
         self.running.discard(row.id)
@@ -123,13 +126,18 @@ def test_a_lost_worker_is_begun_again_and_not_for_ever(tiny: Path, tmp_path: Pat
     assert "lost 2 times" in summary.rows[0].error.message
 
 
+def heed_ctrl_c() -> None:
+    """A run in the background of a script ignores the signal, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_batch_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
     matrix, out = write(tmp_path, tiny), tmp_path / "out"
     command = [sys.executable, "-m", "exporter", "batch", str(matrix), "-o", str(out), "--jobs", "1"]
     child = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     workers: list[psutil.Process] = []
     for _ in range(1200):

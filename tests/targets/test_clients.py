@@ -17,6 +17,10 @@ from exporter.targets import get_target
 def test_the_pipeline_of_optimum_exists(target: str, pipeline_class: str) -> None:
     source = SourceRecord(source="x", pipeline_class=pipeline_class)
     client = get_target(target).clients("org/name", Manifest(target=target, source=source))[0]
+    if client.language != "python":  # only where there is none
+        assert target == "onnx" and pipeline_class.startswith("Flux")
+        assert not hasattr(pytest.importorskip("optimum.onnxruntime"), f"ORT{pipeline_class}")
+        return
     tree = ast.parse(client.code)
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     module = str(imported[0].module)

@@ -174,7 +174,7 @@ def check_known(component: Component) -> None:
     Raises:
         UnsupportedError: They have none.
     """
-    if component.name not in INPUTS:
+    if component.name not in INPUTS or component.class_name == "T5EncoderModel":
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "
             f"({component.class_name}), which a {component.checkpoint.pipeline_class} has.",

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["OnnxOptions", "OnnxTarget"]
 
 
+WITHOUT_OPTIMUM = ("FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
+"""Pipelines that optimum has no ONNX Runtime class for."""
+
+
 class OnnxTarget(Target):
     """Writes ONNX and opens it in ONNX Runtime."""
 
@@ -68,6 +72,8 @@ class OnnxTarget(Target):
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         if manifest.options.get("naming") == "transformers.js":  # optimum wants a folder a component
+            return super().clients(repo, manifest)
+        if manifest.source.pipeline_class in WITHOUT_OPTIMUM:
             return super().clients(repo, manifest)
         code = diffusers_code("optimum.onnxruntime", "ORT", manifest.source.pipeline_class, repo)
         optimum = Client("optimum", 'pip install "optimum-onnx[onnxruntime]"', "python", code)

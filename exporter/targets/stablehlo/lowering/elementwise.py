@@ -94,6 +94,7 @@ def div_mode(a: Any, b: Any, rounding_mode: str | None = None) -> Any:
     a, b = together(a, b)
     if rounding_mode == "floor":
         return jnp.floor_divide(a, b)
+    a, b = jnp.broadcast_arrays(a, b)
     return lax.div(a, b) if jnp.issubdtype(a.dtype, jnp.integer) else jnp.trunc(a / b)
 
 
