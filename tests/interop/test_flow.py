@@ -135,7 +135,7 @@ def test_optimum_openvino_dynamic_and_reshaped(family: str, openvino: Path, expe
 def test_openvino_genai(family: str, openvino: Path, expected: np.ndarray, tmp_path: Path) -> None:
     pytest.importorskip("openvino_genai")
     if family != "sd3":
-        pytest.skip("of these only Stable Diffusion 3 with T5 has been compared with OpenVINO GenAI")
+        pytest.skip("OpenVINO GenAI paints it 14 to 18 of 255 away from our picture; why is not known")
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     np.save(tmp_path / "noise.npy", noise.numpy())
     arguments = [openvino, tmp_path / "noise.npy", tmp_path / "out.npy", STEPS, GUIDANCE, PROMPT]
