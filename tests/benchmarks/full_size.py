@@ -71,7 +71,7 @@ def make_full_size(folder: Path, *, seed: int = 0) -> Path:
         module.config.save_pretrained(folder / name) if library == "transformers" else module.save_config(
             folder / name
         )
-        _write_weights(module, folder / name / f"{stem}.safetensors", generator)
+        write_weights(module, folder / name / f"{stem}.safetensors", generator)
         index[name] = [library, type(module).__name__]
     tokenizer.save_pretrained(folder / "tokenizer")
     PNDMScheduler(
@@ -111,7 +111,7 @@ def make_sdxl_unet(folder: Path, *, seed: int = 0) -> Path:
         part.save_config(folder / name)
         generator = np.random.default_rng(seed)
         path = folder / name / "diffusion_pytorch_model.safetensors"
-        _write_weights(part, path, generator, dtype="F16")
+        write_weights(part, path, generator, dtype="F16")
     EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.39.0"}
     parts: dict[str, object] = dict(index)
@@ -145,7 +145,7 @@ def make_flux_transformer(folder: Path, *, seed: int = 0) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         part.save_config(folder / name)
         path = folder / name / "diffusion_pytorch_model.safetensors"
-        _write_weights(part, path, np.random.default_rng(seed), dtype="BF16")
+        write_weights(part, path, np.random.default_rng(seed), dtype="BF16")
         parts[name] = ["diffusers", type(part).__name__]
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.save_pretrained(folder / "scheduler")
@@ -154,9 +154,10 @@ def make_flux_transformer(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _write_weights(
+def write_weights(
     module: nn.Module, path: Path, generator: np.random.Generator, *, dtype: str = "F32"
 ) -> None:
+    """Random weights for every parameter of a module without any, straight into a safetensors file."""
     noise = generator.standard_normal(BLOCK, dtype=np.float32)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
