@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -158,10 +159,20 @@ def _write_weights(
     module: nn.Module, path: Path, generator: np.random.Generator, *, dtype: str = "F32"
 ) -> None:
     noise = generator.standard_normal(BLOCK, dtype=np.float32)
+    parameters = dict(module.named_parameters())
+    raw, _ = _header(module, dtype)
+    with path.open("wb") as handle:
+        handle.write(raw)
+        for number, (name, parameter) in enumerate(parameters.items()):
+            for values in _values(name, parameter, noise, number):
+                handle.write(_stored(values, dtype).tobytes())
+
+
+def _header(module: nn.Module, dtype: str) -> tuple[bytes, int]:
+    """The beginning of a safetensors file of the module's parameters, and the size of the rest."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    parameters = dict(module.named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in module.named_parameters():
         size = (4 if dtype == "F32" else 2) * parameter.numel()
         header[name] = {
             "dtype": dtype,
@@ -171,11 +182,14 @@ def _write_weights(
         offset += size
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as handle:
-        handle.write(len(raw).to_bytes(8, "little") + raw)
-        for number, (name, parameter) in enumerate(parameters.items()):
-            for values in _values(name, parameter, noise, number):
-                handle.write(_stored(values, dtype).tobytes())
+    return len(raw).to_bytes(8, "little") + raw, offset
+
+
+def write_hollow(module: nn.Module, path: Path) -> None:
+    """Weights as a hole in the file: zeros of float32 that take no room on most disks."""
+    raw, size = _header(module, "F32")
+    path.write_bytes(raw)
+    os.truncate(path, len(raw) + size)
 
 
 def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
