@@ -17,11 +17,14 @@ from tests.tiny import make_tokenizer
 BLOCK = 1 << 22
 
 
-def make_full_size(folder: Path, *, seed: int = 0) -> Path:
+def make_full_size(folder: Path, *, seed: int = 0, hollow: bool = False) -> Path:
     """Write the pipeline: shapes and configs of SD 1.5, weights of plausible scale.
 
     Norm weights are one, biases zero, everything else normal with deviation 1/√fan-in, so that activations
     stay in range through all layers.
+
+    Args:
+        hollow: Weights are holes in the files instead: zeros that take no room on most disks.
     """
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -72,7 +75,13 @@ def make_full_size(folder: Path, *, seed: int = 0) -> Path:
         module.config.save_pretrained(folder / name) if library == "transformers" else module.save_config(
             folder / name
         )
-        _write_weights(module, folder / name / f"{stem}.safetensors", generator)
+        path = folder / name / f"{stem}.safetensors"
+        if hollow:
+            raw, size = _header(module, "F32")
+            path.write_bytes(raw)
+            os.truncate(path, len(raw) + size)
+        else:
+            _write_weights(module, path, generator)
         index[name] = [library, type(module).__name__]
     tokenizer.save_pretrained(folder / "tokenizer")
     PNDMScheduler(
@@ -183,13 +192,6 @@ def _header(module: nn.Module, dtype: str) -> tuple[bytes, int]:
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw, offset
-
-
-def write_hollow(module: nn.Module, path: Path) -> None:
-    """Weights as a hole in the file: zeros of float32 that take no room on most disks."""
-    raw, size = _header(module, "F32")
-    path.write_bytes(raw)
-    os.truncate(path, len(raw) + size)
 
 
 def _stored(values: np.ndarray, dtype: str) -> np.ndarray:

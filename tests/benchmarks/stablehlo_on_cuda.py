@@ -36,12 +36,6 @@ from typing import Any
 
 import numpy as np
 
-FULL: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-TINY: dict[str, Any] = {
-    "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": 32,
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": 4,
-}  # fmt: skip
 BATCH, TOKENS, WARM_UPS = 2, 77, 3
 ROWS = (
     ("float32", "eager"), ("bfloat16", "jax"), ("bfloat16", "eager"), ("bfloat16", "compile"),
@@ -51,43 +45,25 @@ ROWS = (
 """In the order of interest, the yardstick first: time may run out."""
 
 
-def export(
-    folder: Path, settings: Mapping[str, Any], dtypes: tuple[str, ...] = ("float32", "bfloat16")
-) -> None:
+def export(folder: Path, *, tiny: bool) -> None:
     """Write `config.json` and a program for each dtype, as the target does, from weights that are holes."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-
     from exporter.architectures import components_of
-    from exporter.architectures.base import no_weights
     from exporter.checkpoints import resolve
     from exporter.targets.stablehlo.capture import captured
     from exporter.targets.stablehlo.options import PLATFORMS
     from exporter.targets.stablehlo.program import lower
-    from tests.benchmarks.full_size import write_hollow
+    from tests.benchmarks.full_size import make_full_size
+    from tests.tiny import make_tiny
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        with no_weights():
-            parts = {"unet": UNet2DConditionModel(**settings), "vae": AutoencoderKL(
-                block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4,
-            )}  # fmt: skip
-        index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.39.0"}
-        for name, module in parts.items():
-            module.save_config(root / name)
-            write_hollow(module, root / name / "diffusion_pytorch_model.safetensors")
-            index[name] = ["diffusers", type(module).__name__]
-        DDIMScheduler().save_pretrained(root / "scheduler")
-        index["scheduler"] = ["diffusers", "DDIMScheduler"]
-        (root / "model_index.json").write_text(json.dumps(index))
+        root = make_tiny(Path(scratch)) if tiny else make_full_size(Path(scratch), hollow=True)
         (unet,) = (part for part in components_of(resolve(str(root))) if part.name == "unet")
         (folder / "config.json").write_bytes((root / "unet" / "config.json").read_bytes())
-        for dtype in dtypes:
+        for dtype in ("float32", "bfloat16"):
             began = time.perf_counter()
-            traced = captured(unet, None, dtype)
-            program = bytes(lower(unet, traced, None, dtype, PLATFORMS).serialize())
-            (folder / f"{dtype}.stablehlo").write_bytes(program)
+            program = lower(unet, captured(unet, None, dtype), None, dtype, PLATFORMS).serialize()
+            (folder / f"{dtype}.stablehlo").write_bytes(bytes(program))
             print(f"{dtype}: {len(program):,} bytes in {time.perf_counter() - began:.1f} s", flush=True)
 
 
@@ -273,7 +249,7 @@ def main() -> int:
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.what == "export":
-        export(arguments.folder, TINY if arguments.tiny else FULL)
+        export(arguments.folder, tiny=arguments.tiny)
         return 0
     if arguments.one:
         one(arguments)
