@@ -47,6 +47,7 @@ def load(
     trust: bool = False,
     height: int | None = None,
     width: int | None = None,
+    spread: bool = False,
     **intake: Any,
 ) -> Any:
     """A diffusers pipeline whose components are the exported ones, or the PyTorch reference.
@@ -59,6 +60,7 @@ def load(
         trust: Open an artifact that is a program (TorchScript, .pt2) although it was not made here.
         height / width: Pixels that will be asked for: an artifact with several sizes is opened at the one
             that fits, and at its first one when None.
+        spread: Of an artifact whose format can: share several prompts among all devices of the kind.
         intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:
@@ -78,7 +80,8 @@ def load(
                 hint="Give it to `exporter convert`, which fuses it into what it writes.",
             )
         artifact = at_size(Artifact.open(path), height, width)
-        return from_artifact(artifact, device=device, precision_hint=precision_hint, trust=trust)
+        settings = {"precision_hint": precision_hint, "trust": trust, "spread": spread}
+        return from_artifact(artifact, device=device, **settings)
     return from_checkpoint(str(source), device=device, revision=revision, **intake)
 
 
@@ -111,7 +114,12 @@ def from_checkpoint(
 
 
 def from_artifact(
-    artifact: Artifact, *, device: str | None = None, precision_hint: str | None = None, trust: bool = False
+    artifact: Artifact,
+    *,
+    device: str | None = None,
+    precision_hint: str | None = None,
+    trust: bool = False,
+    spread: bool = False,
 ) -> Any:
     """The pipeline of an artifact. Close its runners by dropping it.
 
@@ -123,7 +131,7 @@ def from_artifact(
     runners: dict[str, Runner] = {}
     used = []
     for record in artifact.manifest.components:
-        options = run_options(record, device, precision_hint, trust)
+        options = replace(run_options(record, device, precision_hint, trust), spread=spread)
         compiled = store.find(record, options)
         if compiled is not None:
             try:
@@ -356,7 +364,7 @@ def paint(
     pipeline: Any,
     prompts: Sequence[str],
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     steps: int = 25,
     guidance: float = 7.5,
     height: int | None = None,
@@ -365,18 +373,21 @@ def paint(
     image: Image | None = None,
     mask: Image | None = None,
     strength: float | None = None,
+    together: int = 1,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Paint each prompt from the same seed, so that a picture does not depend on its neighbours.
 
     Args:
-        seed: Of the CPU generator that draws the first latents (shape 1×4×h/8×w/8, float32).
+        seed: Of the CPU generator that draws the first latents (shape 1×4×h/8×w/8, float32); or one for
+            each prompt.
         steps: Scheduler steps.
         guidance: Classifier-free guidance scale; 1 or less switches it off.
         height / width: Pixels; the picture's own, or the native size, when None.
         image: Start from this picture, scaled to that size.
         mask: Repaint the picture where this is white, and keep it where it is black.
         strength: How much of the picture is taken away first, above 0 to 1; the pipeline's own when None.
+        together: So many prompts in one batch; what is drawn for each stays its own.
 
     Raises:
         UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a
@@ -410,22 +421,26 @@ def paint(
                 hint=f"Take at least {math.ceil(1 / chosen)} steps.",
             )
     pictures = []
-    for prompt in prompts:
-        report.start(f"painting “{prompt}”", steps)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    for first in range(0, len(prompts), together):
+        group = list(prompts[first : first + together])
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        report.start(f"painting “{group[0]}”{more}", steps)
+        drawn = [torch.Generator("cpu").manual_seed(one) for one in seeds[first : first + together]]
 
         def step(_: Any, index: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
             report.update(index + 1, f"step {index + 1} of {steps}")
             return values
 
         result = pipeline(
-            prompt,
+            group if more else group[0],
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=drawn if more else drawn[0],
             callback_on_step_end=step,
             **given,
         )
-        pictures.append(result.images[0])
+        pictures += result.images
         report.done()
     return pictures
 
