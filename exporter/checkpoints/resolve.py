@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
@@ -22,6 +23,7 @@ def resolve(
     allow_pickle: bool = False,
     config: str | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
 ) -> Checkpoint:
     """Find a checkpoint.
 
@@ -33,6 +35,7 @@ def resolve(
         allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader, where there is
             nothing better.
         config / tokenizer: Folders that tell what one file does not; see `single_file`.
+        base: Checkpoint whose parts are taken for those that one file of SD3 or FLUX.1 lacks.
 
     Raises:
         CheckpointError: It does not exist or is not a diffusers pipeline.
@@ -43,12 +46,14 @@ def resolve(
     if path.is_file() and not text.startswith("builtin:"):
         from exporter.checkpoints.single_file import open_single_file
 
-        return open_single_file(text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer)
-    if config is not None or tokenizer is not None:
-        raise UsageError(
-            f"--{'config' if config is not None else 'tokenizer'} is for a checkpoint in one file, and "
-            f"{text} is none."
-        )
+        return open_single_file(
+            text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer,
+            base=partial(resolve, base, progress=progress, allow_pickle=allow_pickle) if base else None,
+            base_source=base,
+        )  # fmt: skip
+    for option, value in (("config", config), ("tokenizer", tokenizer), ("base", base)):
+        if value is not None:
+            raise UsageError(f"--{option} is for a checkpoint in one file, and {text} is none.")
     if text.startswith("builtin:"):
         return _builtin(text)
     if path.is_dir():
@@ -70,6 +75,7 @@ def open_source(
     allow_pickle: bool = False,
     config: str | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     vae: str | None = None,
     textual_inversions: Sequence[str] = (),
     loras: Sequence[str] = (),
@@ -82,7 +88,7 @@ def open_source(
     """
     checkpoint = resolve(
         source, revision=revision, variant=variant, progress=progress, allow_pickle=allow_pickle,
-        config=config, tokenizer=tokenizer,
+        config=config, tokenizer=tokenizer, base=base,
     )  # fmt: skip
     if vae is None and not textual_inversions and not loras and scheduler is None:
         return checkpoint
