@@ -17,6 +17,7 @@ from exporter.checkpoints.lacking import check_whole
 from exporter.checkpoints.original import flow, flux, sd3, tables, theirs
 from exporter.errors import CheckpointError, UsageError
 from tests import original_layout
+from tests.checkpoints.conftest import Judge
 from tests.families import make, text
 from tests.tiny import make_tokenizer
 
@@ -95,6 +96,17 @@ def test_an_all_in_one_file_is_the_same_model(folders: dict[str, Path], tmp_path
     assert mine == {c.name: (c.inputs, c.outputs, c.native) for c in components_of(other)}
     check_whole(single)
     single.validate()
+
+
+@pytest.mark.parametrize("family", ["flux", "sd35"])
+def test_the_mapping_is_judged(
+    folders: dict[str, Path], tmp_path: Path, judge_export: Judge, family: str
+) -> None:
+    """The weights an export writes, against the module that diffusers' own conversion fills."""
+    path = original_layout.save(everything(folders[family]), tmp_path / "x.safetensors")
+    single = resolve(path, base=str(folders[family]))
+    report = judge_export(single, "transformer")
+    assert report.verdict == "PASS", report.summary
 
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
