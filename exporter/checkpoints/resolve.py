@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def resolve(
     config: str | None = None,
     tokenizer: str | None = None,
     base: str | None = None,
+    skip: Collection[str] = (),
 ) -> Checkpoint:
     """Find a checkpoint.
 
@@ -36,6 +37,7 @@ def resolve(
             nothing better.
         config / tokenizer: Folders that tell what one file does not; see `single_file`.
         base: Checkpoint whose parts are taken for those that one file of SD3 or FLUX.1 lacks.
+        skip: Components whose weights need not be downloaded, because nobody will open them.
 
     Raises:
         CheckpointError: It does not exist or is not a diffusers pipeline.
@@ -48,8 +50,7 @@ def resolve(
 
         return open_single_file(
             text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer,
-            base=partial(resolve, base, progress=progress, allow_pickle=allow_pickle) if base else None,
-            base_source=base,
+            base=partial(_base, base, progress, allow_pickle) if base is not None else None, base_source=base,
         )  # fmt: skip
     for option, value in (("config", config), ("tokenizer", tokenizer), ("base", base)):
         if value is not None:
@@ -59,7 +60,7 @@ def resolve(
     if path.is_dir():
         return _open(text, path.resolve(), None, variant, allow_pickle)
     if is_hub_id(text):
-        return _hub(text, revision, variant, progress)
+        return _hub(text, revision, variant, progress, skip)
     raise CheckpointError(
         f"Source {text!r} does not exist: it is no folder, no `org/name` of the Hub, and no `builtin:` name.",
         hint="Try `exporter convert builtin:shapes --to onnx`.",
@@ -129,8 +130,14 @@ def _open(
     return checkpoint
 
 
-def _hub(repo: str, revision: str | None, variant: str | None, progress: Progress | None) -> Checkpoint:
-    snapshot = download(repo, revision=revision, variant=variant, progress=progress)
+def _base(source: str, progress: Progress | None, allow_pickle: bool, skip: Collection[str]) -> Checkpoint:
+    return resolve(source, progress=progress, allow_pickle=allow_pickle, skip=skip)
+
+
+def _hub(
+    repo: str, revision: str | None, variant: str | None, progress: Progress | None, skip: Collection[str]
+) -> Checkpoint:
+    snapshot = download(repo, revision=revision, variant=variant, progress=progress, skip=skip)
     if snapshot.kind == "artifact":
         raise CheckpointError(
             f"{repo} is an artifact that exporter made, not a checkpoint.",

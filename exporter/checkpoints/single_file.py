@@ -7,7 +7,7 @@ is judged against goes another way: there diffusers' own conversion names the te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -148,7 +148,7 @@ def open_single_file(
     allow_pickle: bool = False,
     config: str | None = None,
     tokenizer: str | None = None,
-    base: Callable[[], Checkpoint] | None = None,
+    base: Callable[[Collection[str]], Checkpoint] | None = None,
     base_source: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint in one file.
@@ -158,8 +158,8 @@ def open_single_file(
         config: Folder in diffusers layout whose configs, scheduler and tokenizer replace what would be
             inferred; it need not hold all of them.
         tokenizer: Folder with `vocab.json` and `merges.txt`, for vocabularies other than CLIP's; or of T5's.
-        base: Opens the checkpoint `base_source`, which gives what the file lacks. It is called where a
-            file of that family can lack anything.
+        base: Opens the checkpoint `base_source`, which gives what the file lacks; it is told of which folders
+            the file has the weights. Called where a file of that family can lack anything.
         base_source: As the user typed it.
 
     Raises:
@@ -178,7 +178,7 @@ def open_single_file(
 
         return open_flow(
             source, path, tensors, found, given=given, tokenizer=tokenizer,
-            base=base() if base is not None else None, extras={**extras, "base": base_source},
+            base=base(found.held(tensors)) if base is not None else None, extras={**extras, "base": base_source},
         )  # fmt: skip
     family = families.detect(tensors, source)
     if base_source is not None:

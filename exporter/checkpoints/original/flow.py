@@ -101,6 +101,13 @@ class Flow:
             return {n.removeprefix(self.prefix): t for n, t in tensors.items() if n.startswith(self.prefix)}
         return {n: t for n, t in tensors.items() if not n.startswith((*VAES, TEXTS, PREFIX))}
 
+    def held(self, tensors: Tensors) -> list[str]:
+        """Folders of the parts that the file has."""
+        prefixes = {text.folder: text.prefix for text in self.texts}
+        prefixes |= {"vae": self.vae} if self.vae else {}
+        found = [f for f, p in prefixes.items() if any(name.startswith(p) for name in tensors)]
+        return ["transformer", *found]
+
 
 CLIP_L = TextPart(
     "text_encoder", "tokenizer", f"{TEXTS}clip_l.transformer.", "CLIP L", "CLIPTextModel", "quick_gelu",
