@@ -15,7 +15,7 @@ from exporter.errors import ArtifactError, CheckpointError
 from exporter.parity import verify
 from exporter.recipes.running import from_manifest
 from tests import original_layout
-from tests.checkpoints.test_single_flow import everything, give_identity, transformer
+from tests.checkpoints.flow_files import everything, give_identity, transformer
 from tests.cli.runner import invoke as run
 from tests.families import make
 

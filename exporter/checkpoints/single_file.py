@@ -176,9 +176,10 @@ def open_single_file(
     if found is not None:
         from exporter.checkpoints.single_flow import open_flow
 
+        lender = base(found.held(tensors)) if base is not None else None
         return open_flow(
-            source, path, tensors, found, given=given, tokenizer=tokenizer,
-            base=base(found.held(tensors)) if base is not None else None, extras={**extras, "base": base_source},
+            source, path, tensors, found, given=given, tokenizer=tokenizer, base=lender,
+            extras={**extras, "base": base_source},
         )  # fmt: skip
     family = families.detect(tensors, source)
     if base_source is not None:

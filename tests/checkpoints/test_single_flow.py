@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +10,14 @@ import pytest
 import torch
 
 from exporter.architectures import components_of
-from exporter.checkpoints import Checkpoint, StoredTensor, open_source, resolve
+from exporter.checkpoints import StoredTensor, open_source, resolve
 from exporter.checkpoints.derived import held
 from exporter.checkpoints.lacking import check_whole
 from exporter.checkpoints.original import flow, flux, sd3, tables, theirs
-from exporter.errors import CheckpointError, UsageError
+from exporter.errors import CheckpointError
 from tests import original_layout
 from tests.checkpoints.conftest import Judge
-from tests.families import make, text
-from tests.tiny import make_tokenizer
-
-FAMILIES = ("sd3", "sd35", "flux", "flux_schnell", "flux_fill")
-State = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("single-flow")
-    made = {family: make(family, root / family) for family in FAMILIES}
-    for family in ("sd3", "sd35"):
-        give_identity(made[family], root / f"{family}-building")
-    return made
-
-
-def give_identity(folder: Path, building: Path) -> None:
-    """CLIP L of SD3 has no projection in its authors' file; diffusers' folder then has the identity."""
-    torch.manual_seed(3)
-    encoder = text(make_tokenizer(building), hidden=24, projected=True)
-    with torch.no_grad():
-        encoder.text_projection.weight.copy_(torch.eye(24))
-    encoder.save_pretrained(folder / "text_encoder")
-
-
-def transformer(folder: Path, prefix: str = original_layout.PREFIX) -> State:
-    layout = original_layout.flux if "flux" in folder.name else original_layout.sd3
-    return layout(*original_layout.read(folder, "transformer"), prefix)
-
-
-def encoders(folder: Path) -> State:
-    """All text encoders, as an all-in-one file has them."""
-    names = ["clip_l", "t5xxl"] if "flux" in folder.name else ["clip_l", "clip_g", "t5xxl"]
-    state: State = {}
-    for number, name in enumerate(names):
-        part = folder / ("text_encoder" if number == 0 else f"text_encoder_{number + 1}")
-        if part.is_dir():
-            state |= original_layout.text(original_layout.read(folder, part.name)[0], name)
-    state.pop("text_encoders.clip_l.transformer.text_projection.weight", None)
-    return state
-
-
-def everything(folder: Path) -> State:
-    prefix = "vae." if "flux" in folder.name else "first_stage_model."
-    autoencoder = original_layout.vae(*original_layout.read(folder, "vae"), prefix)
-    return transformer(folder) | autoencoder | encoders(folder)
+from tests.checkpoints.flow_files import FAMILIES, everything, transformer
 
 
 def same(mine: dict[str, StoredTensor], wanted: dict[str, StoredTensor]) -> None:
@@ -75,8 +29,10 @@ def same(mine: dict[str, StoredTensor], wanted: dict[str, StoredTensor]) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_all_in_one_file_is_the_same_model(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
-    folder = folders[family]
+def test_an_all_in_one_file_is_the_same_model(
+    flow_folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    folder = flow_folders[family]
     path = original_layout.save(everything(folder), tmp_path / "model.safetensors")
     single, other = resolve(path, base=str(folder)), resolve(folder)
     assert single.pipeline_class == other.pipeline_class
@@ -100,11 +56,11 @@ def test_an_all_in_one_file_is_the_same_model(folders: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("family", ["flux", "sd35"])
 def test_the_mapping_is_judged(
-    folders: dict[str, Path], tmp_path: Path, judge_export: Judge, family: str
+    flow_folders: dict[str, Path], tmp_path: Path, judge_export: Judge, family: str
 ) -> None:
     """The weights an export writes, against the module that diffusers' own conversion fills."""
-    path = original_layout.save(everything(folders[family]), tmp_path / "x.safetensors")
-    single = resolve(path, base=str(folders[family]))
+    path = original_layout.save(everything(flow_folders[family]), tmp_path / "x.safetensors")
+    single = resolve(path, base=str(flow_folders[family]))
     report = judge_export(single, "transformer")
     assert report.verdict == "PASS", report.summary
 
@@ -162,12 +118,12 @@ def test_a_published_transformer_is_found_again(which: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["flux", "flux_schnell"])
-def test_values_at_the_width_that_diffusers_knows(folders: dict[str, Path], family: str) -> None:
+def test_values_at_the_width_that_diffusers_knows(flow_folders: dict[str, Path], family: str) -> None:
     """Its conversion of FLUX cuts at 3072 channels: matrices as tall as FLUX.1's and one column wide."""
-    _, config = original_layout.read(folders[family], "transformer")
+    _, config = original_layout.read(flow_folders[family], "transformer")
     generator = torch.Generator().manual_seed(0)
     state = {}
-    for name, tensor in original_layout.read(folders[family], "transformer")[0].items():
+    for name, tensor in original_layout.read(flow_folders[family], "transformer")[0].items():
         grown = tensor.shape[0] // 32 * 3072 if tensor.shape[0] % 32 == 0 else tensor.shape[0]
         state[name] = torch.randn((grown, *(1 for _ in tensor.shape[1:])), generator=generator)
     original = original_layout.flux(state, config, "")
@@ -183,11 +139,11 @@ def test_values_at_the_width_that_diffusers_knows(folders: dict[str, Path], fami
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd35"])
-def test_diffusers_opens_the_test_file(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+def test_diffusers_opens_the_test_file(flow_folders: dict[str, Path], tmp_path: Path, family: str) -> None:
     """The inverse mapping of these tests is the real layout: diffusers reads it from the file by itself."""
     from diffusers import SD3Transformer2DModel
 
-    folder = folders[family]
+    folder = flow_folders[family]
     path = original_layout.save(everything(folder), tmp_path / "model.safetensors")
     opened = SD3Transformer2DModel.from_single_file(
         str(path), config=str(folder), subfolder="transformer", local_files_only=True
@@ -198,8 +154,8 @@ def test_diffusers_opens_the_test_file(folders: dict[str, Path], tmp_path: Path,
 
 
 @pytest.mark.parametrize("prefix", [original_layout.PREFIX, ""])
-def test_a_transformer_alone(folders: dict[str, Path], tmp_path: Path, prefix: str) -> None:
-    folder = folders["flux"]
+def test_a_transformer_alone(flow_folders: dict[str, Path], tmp_path: Path, prefix: str) -> None:
+    folder = flow_folders["flux"]
     path = original_layout.save(transformer(folder, prefix), tmp_path / "flux1-dev.safetensors")
     alone = resolve(path, config=str(folder))
     assert list(alone.lacking) == ["text_encoder", "text_encoder_2", "vae"]
@@ -227,23 +183,23 @@ def test_a_transformer_alone(folders: dict[str, Path], tmp_path: Path, prefix: s
     assert len(lent) == 3 and all(recorded[name] == theirs_[name] for name in lent)
 
 
-def test_a_base_of_another_variant_gives_parts_only(folders: dict[str, Path], tmp_path: Path) -> None:
-    path = original_layout.save(transformer(folders["flux_schnell"]), tmp_path / "x.safetensors")
-    schnell = resolve(path, base=str(folders["flux"]), config=str(folders["flux_schnell"]))
+def test_a_base_of_another_variant_gives_parts_only(flow_folders: dict[str, Path], tmp_path: Path) -> None:
+    path = original_layout.save(transformer(flow_folders["flux_schnell"]), tmp_path / "x.safetensors")
+    schnell = resolve(path, base=str(flow_folders["flux"]), config=str(flow_folders["flux_schnell"]))
     assert schnell.config("transformer")["guidance_embeds"] is False
     with pytest.raises(CheckpointError, match="heads of 16 channels"):
-        resolve(path, base=str(folders["flux"]))
+        resolve(path, base=str(flow_folders["flux"]))
     only = tmp_path / "config"
     (only / "transformer").mkdir(parents=True)
-    content = (folders["flux_schnell"] / "transformer" / "config.json").read_bytes()
+    content = (flow_folders["flux_schnell"] / "transformer" / "config.json").read_bytes()
     (only / "transformer" / "config.json").write_bytes(content)
-    mixed = resolve(path, base=str(folders["flux"]), config=str(only))
+    mixed = resolve(path, base=str(flow_folders["flux"]), config=str(only))
     assert mixed.config("scheduler")["use_dynamic_shifting"] is False, "schnell's, not that of the base"
     assert any("another kind or size" in note for note in mixed.notes)
 
 
-def test_sd3_medium_without_encoders_and_without_t5(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = folders["sd3"]
+def test_sd3_medium_without_encoders_and_without_t5(flow_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = flow_folders["sd3"]
     state = {n: t for n, t in everything(folder).items() if "t5xxl" not in n}
     path = original_layout.save(state, tmp_path / "sd3_medium_incl_clips.safetensors")
     clips = resolve(path, config=str(folder))
@@ -258,8 +214,8 @@ def test_sd3_medium_without_encoders_and_without_t5(folders: dict[str, Path], tm
     assert [c.name for c in components_of(bare)] == ["transformer", "vae_decoder", "vae_encoder"]
 
 
-def test_t5_needs_its_tokenizer(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = folders["sd3"]
+def test_t5_needs_its_tokenizer(flow_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = flow_folders["sd3"]
     path = original_layout.save(everything(folder), tmp_path / "x.safetensors")
     only = tmp_path / "config"
     for part in ("transformer", "text_encoder", "text_encoder_2", "vae", "tokenizer", "tokenizer_2"):
@@ -285,9 +241,9 @@ def test_t5_needs_its_tokenizer(folders: dict[str, Path], tmp_path: Path) -> Non
         resolve(path, config=str(only), tokenizer=str(broken))
 
 
-def test_an_autoencoder_of_its_own(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_autoencoder_of_its_own(flow_folders: dict[str, Path], tmp_path: Path) -> None:
     """`--vae ae.safetensors` gives the part that a file lacks, and replaces that of the base."""
-    folder = folders["flux"]
+    folder = flow_folders["flux"]
     path = original_layout.save(transformer(folder), tmp_path / "flux.safetensors")
     autoencoder = original_layout.vae(*original_layout.read(folder, "vae"), "")
     ae = original_layout.save(autoencoder, tmp_path / "ae.safetensors")
@@ -301,9 +257,9 @@ def test_an_autoencoder_of_its_own(folders: dict[str, Path], tmp_path: Path) -> 
     same(open_source(folder, vae=str(whole)).stored("vae"), resolve(folder).stored("vae"))
 
 
-def test_float8_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_float8_weights(flow_folders: dict[str, Path], tmp_path: Path) -> None:
     """As ComfyUI's all-in-one files store them: read as they are, cut and swapped as any other."""
-    folder = folders["flux"]
+    folder = flow_folders["flux"]
     path = original_layout.save(
         {n: t.to(torch.float8_e4m3fn) for n, t in everything(folder).items()}, tmp_path / "x.safetensors"
     )
@@ -316,113 +272,6 @@ def test_float8_weights(folders: dict[str, Path], tmp_path: Path) -> None:
             assert found.dtype == reference[name].dtype == "F8_E4M3"
             assert torch.equal(found.load().float(), wanted), name
             assert torch.equal(reference[name].load().float(), wanted), name
-
-
-def without(*starts: str) -> Callable[[State], State]:
-    return lambda state: {n: t for n, t in state.items() if not n.startswith(starts)}
-
-
-def more(**tensors: torch.Tensor) -> Callable[[State], State]:
-    return lambda state: state | {n.replace("__", "."): t for n, t in tensors.items()}
-
-
-ONE = torch.zeros(1)
-P = original_layout.PREFIX
-
-
-@pytest.mark.parametrize(
-    ("family", "change", "message"),
-    [
-        ("flux", without(f"{P}img_in.weight"), "incomplete: it lacks 'img_in.weight'"),
-        ("flux", without(f"{P}double_blocks.0.txt_mlp.2"), r"lacks 'double_blocks.0.txt_mlp.2.weight', "),
-        ("flux", without(f"{P}single_blocks.0."), "lacks 'single_blocks.0'"),
-        ("flux", without(f"{P}single_blocks."), "lacks 'single_blocks.0'"),
-        ("flux", without(f"{P}guidance_in.in_layer"), "lacks 'guidance_in.in_layer.weight'"),
-        ("flux", without("text_encoders.t5xxl.transformer.shared"), "T5 encoder is incomplete"),
-        (
-            "flux",
-            without("text_encoders.clip_l.transformer.text_model.embeddings"),
-            "text encoder is incompl",
-        ),
-        ("flux", without("vae.encoder.conv_in"), "autoencoder is incomplete"),
-        ("flux", more(model__diffusion_model__surprise=ONE), "'surprise', which no model of this kind has"),
-        ("flux", more(model__diffusion_model__scaled_fp8=ONE), "float8 weights with scales beside them"),
-        ("flux", more(**{f"{P}img_in.weight.absmax": ONE}), "weights in 4 or 8 bits"),
-        ("flux", more(**{f"{P}img_in.weight": torch.zeros(32, 128)}), "takes 128 channels.*Depth and Canny"),
-        (
-            "flux",
-            more(**{f"{P}img_in.weight": torch.zeros(32, 96)}),
-            "takes 96 channels a token and gives 64",
-        ),
-        ("flux", more(**{f"{P}img_in.weight": torch.zeros(33, 64)}), "do not divide 33"),
-        (
-            "flux",
-            more(**{f"{P}single_blocks.0.linear1.weight": torch.zeros(9, 32)}),
-            r"odd 'single_blocks.0.l",
-        ),
-        ("flux", more(**{f"{P}distilled_guidance_layer.x": ONE}), "a Chroma model"),
-        ("flux", more(**{f"{P}double_blocks.0.img_attn_qkv.weight": ONE}), "a HunyuanVideo model"),
-        ("flux", more(**{f"{P}double_stream_modulation_img.lin.weight": ONE}), "a FLUX.2 model"),
-        ("sd3", more(controlnet_blocks__0__weight=ONE), "a ControlNet"),
-        (
-            "sd3",
-            without(f"{P}joint_blocks.1.context_block.attn.qkv"),
-            "lacks 'joint_blocks.1.context_block.att",
-        ),
-        ("sd3", without(f"{P}pos_embed"), "lacks 'pos_embed'"),
-        ("sd3", more(**{f"{P}pos_embed": torch.zeros(1, 7, 32)}), "do not go together"),
-        (
-            "sd35",
-            without(f"{P}joint_blocks.1.x_block.attn2.ln_q"),
-            r"lacks 'joint_blocks.1.x_block.attn2.ln_q",
-        ),
-        ("sd35", without(f"{P}joint_blocks.0.x_block.attn.ln_q"), "transformer"),
-    ],
-)
-def test_bad_files(
-    folders: dict[str, Path], tmp_path: Path, family: str, change: Callable[[State], State], message: str
-) -> None:
-    path = original_layout.save(change(everything(folders[family])), tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=message) as caught:
-        resolve(path, base=str(folders[family])).validate()
-    assert caught.value.exit_code == 3
-
-
-def test_bad_requests(folders: dict[str, Path], tiny: Path, tmp_path: Path) -> None:
-    folder = folders["flux"]
-    path = original_layout.save(transformer(folder), tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="heads of 16 channels, and it does not say") as caught:
-        resolve(path)
-    assert "--base SOURCE" in str(caught.value.hint)
-    with pytest.raises(
-        CheckpointError, match=r"CLIPTextModelWithProjection as its text_encoder; FLUX\.1 dev needs"
-    ):
-        resolve(path, base=str(folders["sd3"]), config=str(folder))
-    with pytest.raises(CheckpointError, match="does not exist"):
-        resolve(path, base="nowhere")
-    with pytest.raises(UsageError, match="--base is for a checkpoint in one file"):
-        resolve(folder, base=str(folder))
-    old = original_layout.save(original_layout.stable_diffusion_1(tiny), tmp_path / "sd1.safetensors")
-    with pytest.raises(UsageError, match="--base is for files of SD3 and FLUX"):
-        resolve(old, base=str(folder))
-    data = path.read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="not a usable safetensors file"):
-        resolve(tmp_path / "cut.safetensors", base=str(folder))
-    torch.save(transformer(folder), tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="is a pickle, which can run code"):
-        resolve(tmp_path / "x.ckpt", base=str(folder))
-    allowed = resolve(tmp_path / "x.ckpt", base=str(folder), allow_pickle=True)
-    assert allowed.opened_with["pickle"]
-    same_values(allowed, resolve(folder))
-    state = {"transformer_blocks.0.attn.to_q.weight": ONE}
-    with pytest.raises(CheckpointError, match="a transformer alone, under diffusers' names"):
-        resolve(original_layout.save(state, tmp_path / "y.safetensors"))
-
-
-def same_values(one: Checkpoint, other: Checkpoint) -> None:
-    for name, tensor in other.stored("transformer").items():
-        assert torch.equal(one.stored("transformer")[name].load(), tensor.load()), name
 
 
 def test_heads_that_no_shape_shows() -> None:
