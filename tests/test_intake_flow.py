@@ -54,6 +54,8 @@ def test_what_is_missing_is_said_before_any_work(
     assert whole.code == 0, whole
     assert len(json.loads(whole.stdout)["components"]) == 5
     assert f"vae: from {base}" in " ".join(json.loads(whole.stdout)["notes"])
+    seen = run("inspect", alone, "--config", base)
+    assert seen.code == 0 and "lacking: text_encoder (CLIP L), text_encoder_2 (T5)" in seen.stdout, seen
     assert run("convert", base, "--base", base, "--to", "onnx", "--dry-run").code == 2
     with pytest.raises(CheckpointError, match="lacks text_encoder"):
         pipeline.load(alone, config=base)

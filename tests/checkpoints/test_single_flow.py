@@ -108,6 +108,7 @@ def test_a_published_transformer_is_found_again(which: str) -> None:
     original = {n: held(n, t, Path("x")) for n, t in layout(state, config, "").items()}
     found = flow.detect(original, "x")
     assert found is not None and (found.pipeline_class, found.transformer_class) == (pipeline_class, kind)
+    assert which.split()[-1] in found.published.lower(), "the hint names the right one"
     shown = found.infer(original)
     whole = {**shown, **found.assume(shown)[0]}
     assert {key: whole[key] for key in config} == config

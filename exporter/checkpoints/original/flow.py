@@ -173,6 +173,7 @@ SD3 = Flow(
     sd3.table,
 )
 SD35 = replace(SD3, name="Stable Diffusion 3.5", published="stabilityai/stable-diffusion-3.5-large")
+SD35_MEDIUM = replace(SD35, published="stabilityai/stable-diffusion-3.5-medium")
 
 FILL_PARTS = 6
 """Channels of a token of FLUX.1 Fill to one of the picture: noise, masked picture, and 4 of the mask."""
@@ -207,7 +208,9 @@ def detect(tensors: Tensors, source: str) -> Flow | None:
     )
     shown = flow.infer(flow.transformer(tensors))
     if "joint_blocks" in found:
-        return flow if shown["qk_norm"] is None else _as(flow, SD35)
+        if shown["qk_norm"] is None:
+            return flow
+        return _as(flow, SD35_MEDIUM if shown["dual_attention_layers"] else SD35)
     return _flux(flow, shown, source)
 
 
