@@ -65,6 +65,24 @@ def test_the_mapping_is_judged(
     assert report.verdict == "PASS", report.summary
 
 
+@pytest.mark.parametrize("fault", ["key and value exchanged", "shift and scale as stored"])
+def test_a_wrong_mapping_is_found(
+    flow_folders: dict[str, Path],
+    tmp_path: Path,
+    judge_export: Judge,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    """The reference does not share the table: what is wrong in it shows in the verdict."""
+    path = original_layout.save(everything(flow_folders["flux"]), tmp_path / "x.safetensors")
+    single = resolve(path, base=str(flow_folders["flux"]))
+    if fault.startswith("key"):
+        monkeypatch.setitem(flux.QKV, "img", ("to_q", "to_v", "to_k"))
+    else:
+        monkeypatch.setattr(tables, "swapped", lambda tensor: tensor)
+    assert judge_export(single, "transformer").verdict == "FAIL"
+
+
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "dev": ("FluxPipeline", {"guidance_embeds": True}),
     "schnell": ("FluxPipeline", {}),
