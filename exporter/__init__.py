@@ -43,6 +43,7 @@ def convert(
     textual_inversions: Sequence[str] = (),
     config: str | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -59,6 +60,7 @@ def convert(
         vae: Folder, checkpoint or file whose autoencoder takes the place of the source's.
         textual_inversions: Files with embeddings of new tokens.
         config / tokenizer: Folders that tell what a single file does not say.
+        base: Folder or Hub id that has the parts which a single file lacks (text encoders, VAE).
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
         options: The target's options (`dtype`, `static`, …).
 
@@ -85,6 +87,7 @@ def convert(
             "textual_inversions": list(textual_inversions),
             "config": config,
             "tokenizer": tokenizer,
+            "base": base,
             "allow_pickle": allow_pickle,
         },
         hash_source=True,

@@ -21,6 +21,7 @@ from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
+from exporter.checkpoints.lacking import check_whole
 from exporter.compiled import Store
 from exporter.errors import ArtifactError, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
@@ -97,6 +98,7 @@ def from_checkpoint(
 
     where = torch_device(device)
     checkpoint = open_source(source, revision=revision, **intake)
+    check_whole(checkpoint)
     checkpoint.validate()
     cls = getattr(diffusers, checkpoint.pipeline_class, None)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):

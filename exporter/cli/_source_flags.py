@@ -32,14 +32,20 @@ FLAGS = [
     ),
     click.option(
         "--tokenizer", metavar="DIR",
-        help="For a checkpoint in one file whose vocabulary is not CLIP's: vocab.json and merges.txt.",
+        help="For a checkpoint in one file: the folder of a tokenizer that is not CLIP's.",
+    ),
+    click.option(
+        "--base", metavar="SOURCE",
+        help="For SD3 or FLUX.1 in one file: folder or Hub id that has the parts it lacks.",
     ),
     click.option(
         "--allow-pickle", is_flag=True,
         help="Open .ckpt, .pt and .bin files. A pickle can run code; only tensors are read from it.",
     ),
 ]  # fmt: skip
-NAMES = ("loras", "vae", "textual_inversions", "scheduler", "config", "tokenizer", "allow_pickle")
+NAMES = (
+    "loras", "vae", "textual_inversions", "scheduler", "config", "tokenizer", "base", "allow_pickle",
+)  # fmt: skip
 
 
 def source_flags(function: Function) -> Function:

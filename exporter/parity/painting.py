@@ -200,9 +200,11 @@ class _Outputs(tuple):
 
 
 def supported(checkpoint: Checkpoint) -> bool:
-    """Whether `paint` knows the pipeline class: the families of `exporter.architectures`."""
+    """Whether `paint` knows the pipeline class (`exporter.architectures`), and no part is lacking."""
     from exporter.architectures import FAMILIES
 
+    if checkpoint.lacking:
+        return False
     return checkpoint.pipeline_class in FAMILIES and any(n in checkpoint.component_classes for n in DENOISERS)
 
 
