@@ -160,9 +160,17 @@ class ExportedTransformer(ExportedModule):
         """Pipelines name the pass they make, for caches that an exported graph has not."""
         return nullcontext()
 
-    def forward(self, hidden_states: torch.Tensor, *, return_dict: bool = True, **others: Any) -> Any:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        added_cond_kwargs: Mapping[str, torch.Tensor | None] | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
+        others |= added_cond_kwargs or {}
         given = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
         unknown = sorted(set(given) - self.names)
         if unknown:

@@ -288,6 +288,51 @@ def flux_fill(tokenizer: Any) -> Any:
     return _flux("FluxFillPipeline", tokenizer, in_channels=384, out_channels=64, guidance_embeds=True)
 
 
+def _pixart(class_name: str, autoencoder: Any, **config: Any) -> Any:
+    import diffusers
+
+    tokenizer = make_t5_tokenizer()
+    transformer = diffusers.PixArtTransformer2DModel(
+        **(
+            {
+                "sample_size": 8,
+                "num_layers": 2,
+                "num_attention_heads": 3,
+                "attention_head_dim": 12,
+                "cross_attention_dim": 36,
+                "caption_channels": 32,
+                "interpolation_scale": 2,
+                "use_additional_conditions": False,
+            }
+            | config
+        )
+    )
+    return getattr(diffusers, class_name)(
+        transformer=transformer.eval(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            beta_start=0.0001, beta_end=0.02, beta_schedule="linear", solver_order=2
+        ),
+        vae=autoencoder,
+        text_encoder=make_t5(tokenizer), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def pixart_sigma(tokenizer: Any) -> Any:
+    """PixArt-Σ: positions between those of the trained size, a variance beside the noise."""
+    return _pixart("PixArtSigmaPipeline", vae(scaling_factor=0.13025))
+
+
+def pixart_alpha(tokenizer: Any) -> Any:
+    """PixArt-α at 1024 pixels: the picture's size and aspect ratio enter too, which the pipeline gives at
+    128 latent cells a side and at no other number. Here one of them is a pixel, and 16×16 make a patch."""
+    autoencoder = vae(
+        sample_size=128, block_out_channels=(16,), down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",), mid_block_add_attention=False,
+    )  # fmt: skip
+    sized: dict[str, Any] = {"sample_size": 128, "patch_size": 16, "use_additional_conditions": None}
+    return _pixart("PixArtAlphaPipeline", autoencoder, **sized)
+
+
 FAMILIES: dict[str, Callable[[Any], Any]] = {
     each.__name__: each
     for each in (
@@ -303,5 +348,7 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         flux,
         flux_schnell,
         flux_fill,
+        pixart_sigma,
+        pixart_alpha,
     )
 }

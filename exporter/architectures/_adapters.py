@@ -103,6 +103,37 @@ class Transformer(nn.Module):
         return (output[0],)
 
 
+class MaskedTransformer(nn.Module):
+    """(`hidden_states`, `encoder_hidden_states`, `encoder_attention_mask`, `timestep`) → `out_hidden_states`.
+
+    Further inputs of PixArt-α: `resolution` and `aspect_ratio`.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor,
+        timestep: torch.Tensor,
+        resolution: torch.Tensor | None = None,
+        aspect_ratio: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor]:
+        sized = {"added_cond_kwargs": {"resolution": resolution, "aspect_ratio": aspect_ratio}}
+        output = self.inner(
+            hidden_states=hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            timestep=timestep,
+            return_dict=False,
+            **({} if resolution is None else sized),
+        )
+        return (output[0],)
+
+
 class VaeDecoder(nn.Module):
     """`latent_sample` (already divided by the scaling factor) → picture in [-1, 1]."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.architectures.base import INNER, Component, Size, TensorSpec
 from exporter.errors import ExporterError, UnsupportedError
 from exporter.graph.attention import Attention, attention_as
+from exporter.graph.positions import positions_at_any_size
 from exporter.graph.rotary import rotary_by_table
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def capture(
 
     # With symbolic sizes the cache of fake operators rarely hits; asking it costs a fifth of the capture.
     uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-    with attention_as(attention), rotary_by_table(), quiet(), uncached:
+    with attention_as(attention), rotary_by_table(), positions_at_any_size(), quiet(), uncached:
         try:
             return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=dynamic, strict=False)
         except ExporterError:

@@ -18,6 +18,7 @@ import torch
 
 from exporter.architectures import encoded_names
 from exporter.architectures.base import DENOISERS
+from exporter.calls import at_the_size_asked_for, watched
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
 
@@ -318,12 +319,14 @@ def _denoise(
     given = {n: v for n, v in (given | dict(embeddings)).items() if n in known and v is not None}
     pipeline(
         **given,
+        **watched(known, after_step),
+        **at_the_size_asked_for(known),
+        **({"negative_prompt": None} if "negative_prompt" in known else {}),  # they are encoded already
         guidance_scale=plan.guidance,
         generator=[
             torch.Generator().manual_seed(plan.seed + position) for position in _seeds(plan, g, group)
         ],
         output_type="latent",
-        callback_on_step_end=after_step,
     )
     painted.latents.append(states)
     painted.timesteps.append(times)

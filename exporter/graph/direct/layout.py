@@ -66,6 +66,8 @@ def unsqueeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:
 
 def squeeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:
     before = _before(emitter, node)
+    if same_shape(before, _shape(node)):
+        return x
     if before[axis] != 1:
         raise NotCovered("squeeze of an axis that is not 1")
     return emitter.emit("Squeeze", [x, emitter.ints([axis % len(before)])])
@@ -82,6 +84,29 @@ def expand(emitter: Emitter, node: Node, x: Operand, sizes: list[Any], **options
         kept = axis >= ahead and same_dim(before[axis - ahead], after[axis])
         wanted.append(1 if kept or (isinstance(size, int) and size == -1) else size)
     return emitter.emit("Expand", [x, emitter.sizes(wanted)])
+
+
+def repeat_each(
+    emitter: Emitter, node: Node, x: Operand, times: int, dim: int | None = None, **options: Any
+) -> Operand:
+    """Every element along an axis several times, one after the other."""
+    if dim is None or not isinstance(times, int):
+        raise NotCovered("a repetition of everything, or computed times over")
+    before = _before(emitter, node)
+    axis = dim % len(before)
+    copies = [1] * (len(before) + 1)
+    copies[axis + 1] = times
+    wide = emitter.emit(
+        "Expand", [emitter.emit("Unsqueeze", [x, emitter.ints([axis + 1])]), emitter.ints(copies)]
+    )
+    sizes = [0] * axis + [-1, *(0 if not isinstance(d, int) else d for d in before[axis + 1 :])]
+    if any(
+        size == 0 for size in sizes[axis + 1 :]
+    ):  # a 0 copies the size at its own place, which is one further on
+        rest = emitter.emit("Shape", [x], {"start": axis + 1, "end": len(before)})
+        first = emitter.ints(sizes[: axis + 1])
+        return emitter.emit("Reshape", [wide, emitter.emit("Concat", [first, rest], {"axis": 0})])
+    return emitter.emit("Reshape", [wide, emitter.ints(sizes)])
 
 
 def slice_(
@@ -251,6 +276,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.unsqueeze.default": unsqueeze,
     "aten.squeeze.dim": squeeze,
     "aten.expand.default": expand,
+    "aten.repeat_interleave.self_int": repeat_each,
     "aten.slice.Tensor": slice_,
     "aten.select.int": select,
     "aten.cat.default": cat,
