@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny import make_t5, make_t5_tokenizer, make_tokenizer
+from tests.tiny import make_gemma, make_gemma_tokenizer, make_t5, make_t5_tokenizer, make_tokenizer
 
 UNET = {
     "sample_size": 8,
@@ -333,6 +333,46 @@ def pixart_alpha(tokenizer: Any) -> Any:
     return _pixart("PixArtAlphaPipeline", autoencoder, **sized)
 
 
+def sana(tokenizer: Any) -> Any:
+    """Sana: Gemma 2 with a window of fewer tokens than a prompt has, linear attention, factor 32."""
+    import diffusers
+
+    gemma = make_gemma_tokenizer()
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=24,
+        sample_size=4,
+    )
+    autoencoder = diffusers.AutoencoderDC(
+        latent_channels=8,
+        attention_head_dim=8,
+        encoder_block_types=(*("ResBlock",) * 3, *("EfficientViTBlock",) * 3),
+        decoder_block_types=(*("ResBlock",) * 3, *("EfficientViTBlock",) * 3),
+        encoder_block_out_channels=(8, 8, 8, 16, 16, 32),
+        decoder_block_out_channels=(8, 8, 8, 16, 16, 32),
+        encoder_layers_per_block=(0, 1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1, 1),
+        scaling_factor=0.41407,
+        downsample_block_type="Conv",
+        upsample_block_type="interpolate",
+    )
+    return diffusers.SanaPipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
+        ),
+        vae=autoencoder.eval(),
+        text_encoder=make_gemma(gemma), tokenizer=gemma,
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Callable[[Any], Any]] = {
     each.__name__: each
     for each in (
@@ -350,5 +390,6 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         flux_fill,
         pixart_sigma,
         pixart_alpha,
+        sana,
     )
 }

@@ -13,6 +13,7 @@ _SDXL = "exporter.architectures.stable_diffusion_xl"
 _SD3 = "exporter.architectures.stable_diffusion_3"
 _FLUX = "exporter.architectures.flux"
 _PIXART = "exporter.architectures.pixart"
+_SANA = "exporter.architectures.sana"
 FAMILIES = {
     "FluxFillPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
@@ -22,6 +23,7 @@ FAMILIES = {
     "LatentConsistencyModelPipeline": _SD,
     "PixArtAlphaPipeline": _PIXART,
     "PixArtSigmaPipeline": _PIXART,
+    "SanaPipeline": _SANA,
     "StableDiffusion3Img2ImgPipeline": _SD3,
     "StableDiffusion3InpaintPipeline": _SD3,
     "StableDiffusion3Pipeline": _SD3,

@@ -272,6 +272,9 @@ def _encode(pipeline: Any, plan: Plan, prompts: list[str]) -> Any:
     given: dict[str, Any] = {n: None for n, p in known.items() if p.default is p.empty}
     given |= {"prompt": prompts, "device": torch.device("cpu"), "num_images_per_prompt": 1}
     given["do_classifier_free_guidance"] = plan.guidance > 1 and not embedded
+    own = inspect.signature(pipeline.__call__).parameters.get("complex_human_instruction")
+    if own is not None:  # what a Sana pipeline puts before every prompt
+        given["complex_human_instruction"] = own.default
     return pipeline.encode_prompt(**{name: value for name, value in given.items() if name in known})
 
 

@@ -167,6 +167,12 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "like": lambda m, x: torch.full_like(x, 0.5) * x.type_as(x[:1]),
     "range_from": lambda m, x: torch.arange(0, x.shape[2])[:, None] * 1.0 - torch.arange(x.shape[3])[None],
     "cropped": lambda m, x: cropped(m, x),
+    "moves": lambda m, x: x.movedim(1, -1).exp().movedim(-1, 0),
+    "shuffles": lambda m, x: functional.pixel_shuffle(x, 2) * 2,
+    "unshuffles": lambda m, x: functional.pixel_unshuffle(functional.pixel_shuffle(x, 2) * 2, 2),
+    "unflattens": lambda m, x: x.flatten(2).transpose(1, 2).exp().unflatten(1, (x.shape[2], x.shape[3])),
+    "both": lambda m, x: torch.logical_and(x > 0, x.to(torch.int32)).float(),
+    "lifted": lambda m, x: x * torch.tensor(3.0) + x[:1] * 0,
     "taken_from": lambda m, x: 2 - x * 0.5,
     "whole_quotients": lambda m, x: (
         (x * 9).to(torch.int64) // 4 + (x * 9).int() // ((x[:1] > 0).int() * 7 - 4)

@@ -43,6 +43,12 @@ def view(emitter: Emitter, node: Node, x: Operand, *sizes: Any, **options: Any) 
     except NotCovered:
         if len(after) == 1:
             return emitter.emit("Reshape", [x, emitter.ints([-1])])
+        if str(node.target) == "aten.unflatten.int":
+            axis, parts = int(sizes[0]) % len(before), sizes[1]
+            shape = [emitter.sizes([*[0] * axis, *parts])]  # a 0 copies the input's size at its place
+            if axis + 1 < len(before):
+                shape.append(emitter.emit("Shape", [x], {"start": axis + 1, "end": len(before)}))
+            return emitter.emit("Reshape", [x, emitter.emit("Concat", shape, {"axis": 0})])
         if not sizes or not isinstance(sizes[0], list | tuple):
             raise
     return emitter.emit("Reshape", [x, emitter.sizes(sizes[0])])
@@ -58,6 +64,28 @@ def transpose(emitter: Emitter, node: Node, x: Operand, one: int, other: int) ->
     axes = list(range(rank))
     axes[one % rank], axes[other % rank] = axes[other % rank], axes[one % rank]
     return emitter.permute(x, axes)
+
+
+def move(emitter: Emitter, node: Node, x: Operand, source: int, target: int) -> Operand:
+    rank = len(_shape(node))
+    axes = [axis for axis in range(rank) if axis != source % rank]
+    axes.insert(target % rank, source % rank)
+    return emitter.permute(x, axes)
+
+
+def pixel_shuffle(emitter: Emitter, node: Node, x: Operand, factor: int) -> Operand:
+    """Channels become pixels: of each pixel's `factor`² ones, the channel counts most."""
+    return emitter.emit("DepthToSpace", [x], {"blocksize": factor, "mode": "CRD"})
+
+
+def pixel_unshuffle(emitter: Emitter, node: Node, x: Operand, factor: int) -> Operand:
+    """Pixels become channels. ONNX counts the pixel's place most, torch the channel: so they are sorted."""
+    channels = _before(emitter, node)[1]
+    if not isinstance(channels, int):
+        raise NotCovered("pixels to an unknown number of channels")
+    places = torch.arange(factor**2 * channels).view(factor**2, channels).t().reshape(-1)
+    deep = emitter.emit("SpaceToDepth", [x], {"blocksize": factor})
+    return deep if channels == 1 else emitter.emit("Gather", [deep, places], {"axis": 1})
 
 
 def unsqueeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:
@@ -265,6 +293,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.clone.default": identity,
     "aten.contiguous.default": identity,
     "aten.detach.default": identity,
+    "aten.detach_.default": identity,
+    "aten.lift_fresh_copy.default": identity,
     "aten.dropout.default": dropout,
     "aten.view.default": view,
     "aten.reshape.default": view,
@@ -273,6 +303,9 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.unflatten.int": view,
     "aten.permute.default": permute,
     "aten.transpose.int": transpose,
+    "aten.movedim.int": move,
+    "aten.pixel_shuffle.default": pixel_shuffle,
+    "aten.pixel_unshuffle.default": pixel_unshuffle,
     "aten.unsqueeze.default": unsqueeze,
     "aten.squeeze.dim": squeeze,
     "aten.expand.default": expand,

@@ -116,6 +116,13 @@ def where(emitter: Emitter, node: Node, condition: Operand, x: Any, y: Any) -> O
     return emitter.emit("Where", [condition, *sides])
 
 
+def both(emitter: Emitter, node: Node, x: Operand, y: Operand) -> Operand:
+    sides = [
+        emitter.cast(v, torch.bool, emitter.fake(a).dtype) for a, v in zip(node.args, (x, y), strict=True)
+    ]
+    return emitter.emit("And", sides)
+
+
 def any_of(emitter: Emitter, node: Node, x: Operand) -> Operand:
     """Over every element; as numbers, for not every runtime reduces truths."""
     number = emitter.cast(x, torch.int32, torch.bool)
@@ -338,6 +345,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.type_as.default": to_dtype,
     "aten.sqrt.default": unary("Sqrt"),
     "aten.bitwise_not.default": unary("Not"),
+    "aten.logical_and.default": both,
     "aten.silu.default": silu,
     "aten.gelu.default": gelu,
     "aten.softmax.int": softmax,
