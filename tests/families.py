@@ -334,7 +334,7 @@ def pixart_alpha(tokenizer: Any) -> Any:
 
 
 def sana(tokenizer: Any) -> Any:
-    """Sana: Gemma 2 with a window of fewer tokens than a prompt has, linear attention, factor 32."""
+    """Sana: Gemma 2 with fewer key heads than query heads, linear attention, 32 pixels a latent cell."""
     import diffusers
 
     gemma = make_gemma_tokenizer()

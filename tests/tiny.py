@@ -139,7 +139,7 @@ def make_gemma_tokenizer():
     return GemmaTokenizerFast(tokenizer_object=tokenizer)
 
 
-def make_gemma(tokenizer, *, hidden: int = 24):
+def make_gemma(tokenizer, *, hidden: int = 24, window: int = 4096):
     """A random Gemma 2 of two layers, one of them with a window, fewer key heads than query heads."""
     from transformers import Gemma2Config, Gemma2Model
 
@@ -153,7 +153,7 @@ def make_gemma(tokenizer, *, hidden: int = 24):
             num_key_value_heads=2,
             head_dim=8,
             query_pre_attn_scalar=8,
-            sliding_window=16,
+            sliding_window=window,
             max_position_embeddings=4096,
             pad_token_id=0, eos_token_id=1, bos_token_id=2,
         )

@@ -27,6 +27,7 @@ PARTS = {
     "flux_fill": FLUX,
     "pixart_sigma": PIXART,
     "pixart_alpha": PIXART,
+    "sana": PIXART,
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
 }
 USUAL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
