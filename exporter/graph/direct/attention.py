@@ -38,8 +38,9 @@ def _mask(emitter: Emitter, node: Node, mask: Operand | None) -> Operand | None:
     """The mask as numbers to add to the scores."""
     if mask is None:
         return None
-    argument = node.args[3] if len(node.args) > 3 else node.kwargs["attn_mask"]
-    query, fake = emitter.fake(node.args[0]), emitter.fake(argument)
+    argument: Any = node.args[3] if len(node.args) > 3 else node.kwargs["attn_mask"]
+    asking: Any = node.args[0]
+    query, fake = emitter.fake(asking), emitter.fake(argument)
     shape = [] if fake.dim() != 4 else list(fake.shape)
     same_for_all = bool(shape) and shape[2] == 1
     if not shape or not (same_for_all or same_dim(shape[2], query.shape[2])):
@@ -47,7 +48,7 @@ def _mask(emitter: Emitter, node: Node, mask: Operand | None) -> Operand | None:
     for_each_head = _before_heads(emitter, argument, int(query.shape[1]))
     mask = mask if for_each_head is None else for_each_head
     if same_for_all and emitter.attention != "decomposed":  # these broadcast over batch and heads only
-        rows = emitter.emit("Shape", [emitter.env[node.args[0]]], {"start": 2, "end": 3})
+        rows = emitter.emit("Shape", [emitter.env[asking]], {"start": 2, "end": 3})
         wide = emitter.emit("Concat", [emitter.ints([1, 1]), rows, emitter.ints([1])], {"axis": 0})
         mask = emitter.emit("Expand", [mask, wide])
     if fake.dtype == torch.bool:
@@ -63,8 +64,8 @@ def _before_heads(emitter: Emitter, mask: Node, heads: int) -> Operand | None:
     repeated = mask.args[0] if str(mask.target) in ("aten.view.default", "aten.reshape.default") else None
     if not isinstance(repeated, Node) or str(repeated.target) != "aten.repeat_interleave.self_int":
         return None
-    once, times = repeated.args[:2]
-    fake = emitter.fake(once)
+    once: Any = repeated.args[0]
+    times, fake = repeated.args[1], emitter.fake(once)
     axis = repeated.args[2] if len(repeated.args) > 2 else repeated.kwargs.get("dim")
     wanted = mask.meta["val"].shape
     if fake.dim() != 3 or axis != 0 or times != heads or not same_dim(wanted[1], heads):

@@ -104,6 +104,8 @@ class OpenVinoTarget(Target):
     def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
         from exporter.targets.openvino.schedulers import scheduler_remark
 
+        if checkpoint.pipeline_class in WITHOUT_GENAI:  # whatever its scheduler is
+            return []
         remark = scheduler_remark(checkpoint)
         return [] if remark is None else [remark]
 
