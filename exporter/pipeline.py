@@ -20,6 +20,7 @@ import torch
 from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
+from exporter.calls import as_written, at_the_size_asked_for, watched
 from exporter.checkpoints import Checkpoint, open_source
 from exporter.checkpoints.lacking import check_whole
 from exporter.compiled import Store
@@ -407,6 +408,9 @@ def paint(
     if negative_prompt is not None and "negative_prompt" not in known:
         raise UsageError(f"A {type(pipeline).__name__} takes no negative prompt.")
     given = {name: value for name, value in given.items() if name in known}
+    if negative_prompt is None:  # its default: of some pipelines the empty prompt
+        given.pop("negative_prompt", None)
+    given |= at_the_size_asked_for(known) | as_written(known)
     if image is not None:
         given |= _starting_point(image, mask, (width, height))
     if strength is not None:
@@ -439,7 +443,7 @@ def paint(
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=drawn if more else drawn[0],
-            callback_on_step_end=step,
+            **watched(known, step),
             **given,
         )
         pictures += result.images

@@ -18,6 +18,7 @@ import torch
 
 from exporter.architectures import encoded_names
 from exporter.architectures.base import DENOISERS
+from exporter.calls import at_the_size_asked_for, watched
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
 
@@ -273,6 +274,9 @@ def _encode(pipeline: Any, plan: Plan, prompts: list[str]) -> Any:
     given: dict[str, Any] = {n: None for n, p in known.items() if p.default is p.empty}
     given |= {"prompt": prompts, "device": torch.device("cpu"), "num_images_per_prompt": 1}
     given["do_classifier_free_guidance"] = plan.guidance > 1 and not embedded
+    own = inspect.signature(pipeline.__call__).parameters.get("complex_human_instruction")
+    if own is not None:  # what a Sana pipeline puts before every prompt
+        given["complex_human_instruction"] = own.default
     return pipeline.encode_prompt(**{name: value for name, value in given.items() if name in known})
 
 
@@ -320,12 +324,14 @@ def _denoise(
     given = {n: v for n, v in (given | dict(embeddings)).items() if n in known and v is not None}
     pipeline(
         **given,
+        **watched(known, after_step),
+        **at_the_size_asked_for(known),
+        **({"negative_prompt": None} if "negative_prompt" in known else {}),  # they are encoded already
         guidance_scale=plan.guidance,
         generator=[
             torch.Generator().manual_seed(plan.seed + position) for position in _seeds(plan, g, group)
         ],
         output_type="latent",
-        callback_on_step_end=after_step,
     )
     painted.latents.append(states)
     painted.timesteps.append(times)

@@ -168,13 +168,17 @@ def bindings(component: Component) -> tuple[tuple[Binding, ...], tuple[Binding, 
     return inputs, tuple(outputs[spec.name] for spec in component.outputs)
 
 
+STRANGE_TEXTS = ("T5EncoderModel", "Gemma2Model")
+"""Classes of text encoders that Apple's runners know no tokenizer and no place for."""
+
+
 def check_known(component: Component) -> None:
     """That Apple's runners have a place for the component.
 
     Raises:
         UnsupportedError: They have none.
     """
-    if component.name not in INPUTS or component.class_name == "T5EncoderModel":
+    if component.name not in INPUTS or component.class_name in STRANGE_TEXTS:
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "
             f"({component.class_name}), which a {component.checkpoint.pipeline_class} has.",
