@@ -41,6 +41,7 @@ def convert(
     vae: str | None = None,
     scheduler: str | None = None,
     textual_inversions: Sequence[str] = (),
+    controlnets: Sequence[str] = (),
     config: str | None = None,
     tokenizer: str | None = None,
     allow_pickle: bool = False,
@@ -58,6 +59,7 @@ def convert(
         scheduler: A scheduler of diffusers in the place of the source's: `euler`, `DDIMScheduler` …
         vae: Folder, checkpoint or file whose autoencoder takes the place of the source's.
         textual_inversions: Files with embeddings of new tokens.
+        controlnets: Folders, checkpoints or Hub ids of ControlNets that the pictures will follow.
         config / tokenizer: Folders that tell what a single file does not say.
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
         options: The target's options (`dtype`, `static`, …).
@@ -83,6 +85,7 @@ def convert(
             "vae": vae,
             "scheduler": scheduler,
             "textual_inversions": list(textual_inversions),
+            "controlnets": list(controlnets),
             "config": config,
             "tokenizer": tokenizer,
             "allow_pickle": allow_pickle,

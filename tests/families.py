@@ -169,6 +169,40 @@ def taesd(tokenizer: Any) -> Any:
     return _sd("StableDiffusionPipeline", tokenizer, scheduler, text(tokenizer), autoencoder=tiny_vae())
 
 
+def control(made: Any) -> Any:
+    """A ControlNet for a UNet; in a fresh one the last layers are zero, so that nothing could be seen."""
+    from diffusers import ControlNetModel
+
+    found = ControlNetModel.from_unet(made, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    last = (found.controlnet_cond_embedding.conv_out, found.controlnet_mid_block)
+    for layer in (*last, *found.controlnet_down_blocks):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return found
+
+
+def _controlled(tokenizer: Any, count: int) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
+
+    made = unet(**(UNET | {"cross_attention_dim": 32}))
+    controls = [control(made) for _ in range(count)]
+    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    return StableDiffusionControlNetPipeline(
+        vae=vae(), text_encoder=text(tokenizer), tokenizer=tokenizer, scheduler=scheduler, unet=made,
+        controlnet=controls if count > 1 else controls[0],
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def controlnet(tokenizer: Any) -> Any:
+    """Stable Diffusion 1.x with a ControlNet."""
+    return _controlled(tokenizer, 1)
+
+
+def two_controlnets(tokenizer: Any) -> Any:
+    """The same with two of them."""
+    return _controlled(tokenizer, 2)
+
+
 def _euler() -> Any:
     from diffusers import EulerDiscreteScheduler
 
@@ -186,6 +220,15 @@ def sdxl(tokenizer: Any) -> Any:
         text_encoder_2=text(tokenizer, hidden=32, layers=3, act="gelu", projected=True),
         tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet(**config), scheduler=_euler(),
     )  # fmt: skip
+
+
+def sdxl_controlnet(tokenizer: Any) -> Any:
+    """SDXL base with a ControlNet, which is told of sizes and crops too."""
+    from diffusers import StableDiffusionXLControlNetPipeline
+
+    parts = sdxl(tokenizer).components
+    parts = {name: part for name, part in parts.items() if part is not None}
+    return StableDiffusionXLControlNetPipeline(**parts, controlnet=control(parts["unet"]))
 
 
 def sdxl_refiner(tokenizer: Any) -> Any:
@@ -303,5 +346,8 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         flux,
         flux_schnell,
         flux_fill,
+        controlnet,
+        two_controlnets,
+        sdxl_controlnet,
     )
 }

@@ -19,6 +19,10 @@ FLAGS = [
         help="Take the autoencoder from this folder, checkpoint or file.",
     ),
     click.option(
+        "--controlnet", "controlnets", multiple=True, metavar="SOURCE",
+        help="Add the ControlNet of this folder, checkpoint or Hub id; repeatable.",
+    ),
+    click.option(
         "--textual-inversion", "textual_inversions", multiple=True, metavar="FILE",
         help="Add the tokens of this file to tokenizer and text encoder; repeatable.",
     ),
@@ -39,7 +43,9 @@ FLAGS = [
         help="Open .ckpt, .pt and .bin files. A pickle can run code; only tensors are read from it.",
     ),
 ]  # fmt: skip
-NAMES = ("loras", "vae", "textual_inversions", "scheduler", "config", "tokenizer", "allow_pickle")
+NAMES = (
+    "loras", "vae", "controlnets", "textual_inversions", "scheduler", "config", "tokenizer", "allow_pickle",
+)  # fmt: skip
 
 
 def source_flags(function: Function) -> Function:

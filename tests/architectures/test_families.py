@@ -25,7 +25,12 @@ PARTS = {
     "flux_schnell": FLUX,
     "flux_fill": FLUX,
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
-}
+    "controlnet": ["text_encoder", "controlnet", "unet", "vae_decoder", "vae_encoder"],
+    "two_controlnets": ["text_encoder", "controlnet", "controlnet_1", "unet", "vae_decoder", "vae_encoder"],
+    "sdxl_controlnet": [
+        "text_encoder", "text_encoder_2", "controlnet", "unet", "vae_decoder", "vae_encoder",
+    ],
+}  # fmt: skip
 USUAL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
