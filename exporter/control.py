@@ -25,7 +25,7 @@ BENT = 1.03
 class ExportedControlNet(ExportedModule):
     """Stands for a `ControlNetModel`, which pipelines tell from several of them by its class."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         from diffusers import ControlNetModel
 
@@ -59,7 +59,8 @@ class ExportedControlNet(ExportedModule):
         )
         if not return_dict:
             return down, middle
-        return ControlNetOutput(down_block_res_samples=tuple(down), mid_block_res_sample=middle)
+        every: Any = tuple(down)
+        return ControlNetOutput(down_block_res_samples=every, mid_block_res_sample=middle)
 
 
 def controlnet_of(root: Path, runners: Mapping[str, Runner]) -> Any:
