@@ -11,6 +11,7 @@ from PIL import Image
 
 from exporter.conversion import convert, make_plan
 from exporter.pipeline import load, paint
+from tests import test_tasks
 from tests.families import FAMILIES, make
 
 pytestmark = pytest.mark.full
@@ -31,6 +32,8 @@ def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_
     start = Image.new("RGB", (64, 64), (200, 60, 30))
     start.paste((20, 90, 220), (0, 0, 32, 64))
     given: dict[str, Any] = dict.fromkeys(TASK.get(family, ()), start)
+    if "controlnet" in family:
+        given = test_tasks.given(test_tasks.TASK[family])
     settings = {"steps": 4, "guidance": 5.0, **given}
     pictures = [paint(load(path, precision_hint=hint), ["a red star"], **settings)[0]
                 for path, hint in ((done.artifact.root, "f32"), (source, None))]  # fmt: skip

@@ -174,6 +174,14 @@ def check_known(component: Component) -> None:
     Raises:
         UnsupportedError: They have none.
     """
+    if component.class_name == "ControlNetModel" or any("_residual" in s.name for s in component.inputs):
+        raise UnsupportedError(
+            f"Apple's runners take a ControlNet without a scale, and a `control-unet` beside it whose residuals "
+            f"are called additional_residual_0 …; this version writes neither, so the {component.name} of a "
+            f"{component.checkpoint.pipeline_class} is not converted to Core ML.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors, or the model without its "
+            "ControlNet to Core ML.",
+        )
     if component.name not in INPUTS or component.class_name == "T5EncoderModel":
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "
