@@ -353,8 +353,7 @@ class _Job:
         )
         if painted is None:
             return report
-        drawn = control_note(self.plan, [component.name for component in self.components])
-        report.notes += [drawn] if drawn else []
+        report.given = control_note(self.plan, [component.name for component in self.components])
         by_default = any("default" in opened for opened in openers.values())
         modes: list[Literal["graph", "default"]] = ["graph", "default"] if by_default else ["graph"]
         gates = {"graph": True, "default": any(r.gates for r in default_runs)}

@@ -176,7 +176,7 @@ def check_known(component: Component) -> None:
     """
     if component.class_name == "ControlNetModel" or any("_residual" in s.name for s in component.inputs):
         raise UnsupportedError(
-            f"Apple's runners take a ControlNet without a scale, and a `control-unet` beside it whose residuals "
+            "Apple's runners take a ControlNet without a scale, and a `control-unet` whose residuals "
             f"are called additional_residual_0 …; this version writes neither, so the {component.name} of a "
             f"{component.checkpoint.pipeline_class} is not converted to Core ML.",
             hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors, or the model without its "
