@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.architectures.controlnet import control_argument, is_controlnet
+from exporter.architectures.controlnet import control_argument, controller, is_controlnet, scale_argument
+from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.errors import ArtifactError, UsageError
 from exporter.stand_ins import ExportedModule
 from exporter.targets import Runner
@@ -61,6 +62,31 @@ class ExportedControlNet(ExportedModule):
             return down, middle
         every: Any = tuple(down)
         return ControlNetOutput(down_block_res_samples=every, mid_block_res_sample=middle)
+
+
+class ExportedAdapter(ExportedModule):
+    """Stands for a `T2IAdapter`."""
+
+    @property
+    def downscale_factor(self) -> int:
+        return int(self.config.get("downscale_factor", 8))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return self.call(self.runner, control_image=x)
+
+
+def adapter_of(root: Path, runners: Mapping[str, Runner]) -> ExportedAdapter:
+    """What a pipeline takes as its `adapter`.
+
+    Raises:
+        ArtifactError: The artifact does not hold it.
+    """
+    if ADAPTER not in runners:
+        raise ArtifactError(
+            "The artifact has no adapter, so it cannot paint.", hint="Convert again without --component."
+        )
+    config = json.loads((root / ADAPTER / "config.json").read_text(encoding="utf-8"))
+    return ExportedAdapter(runners[ADAPTER], config)
 
 
 def controlnet_of(root: Path, runners: Mapping[str, Runner]) -> Any:
@@ -114,15 +140,17 @@ def following(
     """
     from PIL.Image import Resampling
 
-    argument = control_argument(inspect.signature(pipeline.__call__).parameters)
-    if argument is None:
+    known = inspect.signature(pipeline.__call__).parameters
+    argument, scale_name = control_argument(known), scale_argument(known)
+    if argument is None or scale_name is None:
         if pictures or scales:
             raise UsageError(
                 f"A {type(pipeline).__name__} has no ControlNet, so it cannot follow a picture.",
                 hint="Leave out --control, or lay a ControlNet over the checkpoint with --controlnet SOURCE.",
             )
         return {}
-    nets = getattr(pipeline.controlnet, "nets", None)
+    follows = controller(pipeline)
+    nets = getattr(follows, "nets", None)
     count = 1 if nets is None else len(nets)
     if not pictures:
         raise UsageError(
@@ -142,11 +170,14 @@ def following(
         )
     for picture in pictures:
         _check_shape(picture, shape)
-    scaled = [picture.convert("RGB").resize(size, Resampling.LANCZOS) for picture in pictures]
+    grey = scale_name.startswith("adapter") and follows.config.get("in_channels") == 1
+    scaled = [
+        picture.convert("L" if grey else "RGB").resize(size, Resampling.LANCZOS) for picture in pictures
+    ]
     given: dict[str, Any] = {argument: scaled[0] if nets is None else scaled}
     if scales:
         every = [float(scale) for scale in (scales if len(scales) == count else [*scales] * count)]
-        given["controlnet_conditioning_scale"] = every[0] if nets is None else every
+        given[scale_name] = every[0] if nets is None else every
     return given
 
 

@@ -23,7 +23,7 @@ from exporter.architectures.controlnet import control_argument, joined
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
 from exporter.compiled import Store
-from exporter.control import controlnet_of, following
+from exporter.control import adapter_of, controlnet_of, following
 from exporter.errors import ArtifactError, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
 from exporter.sizes import at_size
@@ -172,6 +172,8 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     modules[kind] = stand_in(runners[kind], _config(root, kind, "config.json"))
     if "controlnet" in known:
         modules["controlnet"] = controlnet_of(root, runners)
+    if "adapter" in known:
+        modules["adapter"] = adapter_of(root, runners)
     vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
     modules["vae"] = ExportedVae(
         runners["vae_decoder"], runners.get("vae_encoder"), _config(root, vae_folder, "config.json")
@@ -430,12 +432,15 @@ def paint(
             report.update(index + 1, f"step {index + 1} of {steps}")
             return values
 
+        if "callback_on_step_end" in known:
+            given["callback_on_step_end"] = step
+        else:  # pipelines of the older kind
+            given["callback"] = lambda index, time, latents, step=step: step(None, index, time, {})
         result = pipeline(
             prompt,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator("cpu").manual_seed(seed),
-            callback_on_step_end=step,
             **given,
         )
         pictures.append(result.images[0])

@@ -203,6 +203,27 @@ def two_controlnets(tokenizer: Any) -> Any:
     return _controlled(tokenizer, 2)
 
 
+def _features(kind: str, downscale: int) -> Any:
+    from diffusers import T2IAdapter
+
+    return T2IAdapter(
+        in_channels=3, channels=[32, 64], num_res_blocks=1, downscale_factor=downscale, adapter_type=kind
+    )
+
+
+def t2i_adapter(tokenizer: Any) -> Any:
+    """Stable Diffusion 1.x with a T2I-Adapter."""
+    from diffusers import StableDiffusionAdapterPipeline
+
+    parts = _controlled(tokenizer, 1).components
+    known = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
+    return StableDiffusionAdapterPipeline(
+        **{name: parts[name] for name in known},
+        adapter=_features("full_adapter", 8),
+        requires_safety_checker=False,
+    )
+
+
 def _euler() -> Any:
     from diffusers import EulerDiscreteScheduler
 
@@ -229,6 +250,14 @@ def sdxl_controlnet(tokenizer: Any) -> Any:
     parts = sdxl(tokenizer).components
     parts = {name: part for name, part in parts.items() if part is not None}
     return StableDiffusionXLControlNetPipeline(**parts, controlnet=control(parts["unet"]))
+
+
+def sdxl_t2i_adapter(tokenizer: Any) -> Any:
+    """SDXL base with a T2I-Adapter of its own kind."""
+    from diffusers import StableDiffusionXLAdapterPipeline
+
+    parts = {name: part for name, part in sdxl(tokenizer).components.items() if part is not None}
+    return StableDiffusionXLAdapterPipeline(**parts, adapter=_features("full_adapter_xl", 16))
 
 
 def sdxl_refiner(tokenizer: Any) -> Any:
@@ -349,5 +378,7 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         controlnet,
         two_controlnets,
         sdxl_controlnet,
+        t2i_adapter,
+        sdxl_t2i_adapter,
     )
 }

@@ -21,7 +21,8 @@ from tests.test_pipeline import TorchRunner
 
 TASK = {
     "inpaint": "mask", "flux_fill": "mask", "sdxl_refiner": "image", "controlnet": "control",
-    "two_controlnets": "controls", "sdxl_controlnet": "control",
+    "two_controlnets": "controls", "sdxl_controlnet": "control", "t2i_adapter": "control",
+    "sdxl_t2i_adapter": "control",
 }  # fmt: skip
 
 

@@ -167,6 +167,17 @@ class ControlNet(nn.Module):
         return (*down, middle)
 
 
+class T2I(nn.Module):
+    """`control_image` in [0, 1] → the features of a T2I-Adapter, from the largest to the smallest."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, control_image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.inner(control_image))
+
+
 class VaeDecoder(nn.Module):
     """`latent_sample` (already divided by the scaling factor) → picture in [-1, 1]."""
 

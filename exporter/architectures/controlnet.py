@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DOWN, MIDDLE = "down_block_additional_residuals", "mid_block_additional_residual"
 """The UNet's inputs, by diffusers' names; of the list `DOWN` each with its number."""
+INTRABLOCK = "down_intrablock_additional_residuals"
+"""The list that the UNet takes of a T2I-Adapter."""
 FOLDER = re.compile(r"^controlnet(_\d+)?$")
 """The first lies in `controlnet`, the next in `controlnet_1` …: as diffusers stores several."""
 LEVELS = ("block_out_channels", "layers_per_block", "addition_embed_type")
@@ -30,19 +32,34 @@ def is_controlnet(name: str) -> bool:
 
 
 def numbered(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a UNet's call, each tensor of `DOWN` under a name of its own, the others as they are."""
-    others = {name: value for name, value in given.items() if name != DOWN}
-    return others | {f"{DOWN}_{n}": value for n, value in enumerate(given.get(DOWN) or ())}
+    """Arguments of a UNet's call, each tensor of a list under a name of its own, the others as they are."""
+    lists = (DOWN, INTRABLOCK)
+    others = {name: value for name, value in given.items() if name not in lists}
+    return others | {f"{each}_{n}": value for each in lists for n, value in enumerate(given.get(each) or ())}
 
 
 def control_argument(takes: Collection[str]) -> str | None:
-    """Under which name a pipeline with these parameters takes what its ControlNet reads; None if it has none.
+    """Under which name a pipeline with these parameters takes what its ControlNet or T2I-Adapter reads.
+
+    None if it has neither.
 
     One that starts from noise calls it `image`, one that starts from a picture has that name taken.
     """
-    if "controlnet_conditioning_scale" not in takes:
+    if scale_argument(takes) is None:
         return None
     return "control_image" if "control_image" in takes else "image"
+
+
+def scale_argument(takes: Collection[str]) -> str | None:
+    """Under which name it takes how much that counts."""
+    names = ("controlnet_conditioning_scale", "adapter_conditioning_scale")
+    return next((name for name in names if name in takes), None)
+
+
+def controller(pipeline: Any) -> Any:
+    """The pipeline's ControlNet, several of them joined, or its T2I-Adapter."""
+    found = getattr(pipeline, "controlnet", None)
+    return pipeline.adapter if found is None else found
 
 
 def joined(modules: Mapping[str, Any]) -> dict[str, Any]:

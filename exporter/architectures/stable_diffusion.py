@@ -14,6 +14,7 @@ from exporter.architectures._unet import native_size, unet
 from exporter.architectures._vae import vae_components
 from exporter.architectures.base import Component
 from exporter.architectures.controlnet import controlnets, residuals_of
+from exporter.architectures.t2i_adapter import adapters, features_of
 from exporter.checkpoints import Checkpoint
 
 
@@ -28,6 +29,7 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     native = native_size(checkpoint, "text_encoder")
     text = clip_text_encoder(checkpoint, "text_encoder", native)
     width = int(text.config["hidden_size"])
-    controls = controlnets(checkpoint, native)
-    denoiser = unet(checkpoint, "unet", native, text_width=width, residuals=residuals_of(controls))
-    return [text, *controls, denoiser, *vae_components(checkpoint, native)]
+    nets, small = controlnets(checkpoint, native), adapters(checkpoint, native)
+    residuals = residuals_of(nets) + features_of(small)
+    denoiser = unet(checkpoint, "unet", native, text_width=width, residuals=residuals)
+    return [text, *nets, *small, denoiser, *vae_components(checkpoint, native)]

@@ -13,6 +13,7 @@ from exporter.architectures._unet import native_size, unet
 from exporter.architectures._vae import vae_components
 from exporter.architectures.base import Component
 from exporter.architectures.controlnet import controlnets, residuals_of
+from exporter.architectures.t2i_adapter import adapters, features_of
 from exporter.checkpoints import Checkpoint
 
 
@@ -32,7 +33,7 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     texts.append(clip_text_encoder(checkpoint, "text_encoder_2", native, hidden_states=True))
     width = sum(int(text.config["hidden_size"]) for text in texts)
     pooled = int(texts[-1].config["projection_dim"])
-    controls = controlnets(checkpoint, native, pooled=pooled)
-    residuals = residuals_of(controls)
+    nets, small = controlnets(checkpoint, native, pooled=pooled), adapters(checkpoint, native)
+    residuals = residuals_of(nets) + features_of(small)
     denoiser = unet(checkpoint, "unet", native, text_width=width, pooled=pooled, residuals=residuals)
-    return [*texts, *controls, denoiser, *vae_components(checkpoint, native)]
+    return [*texts, *nets, *small, denoiser, *vae_components(checkpoint, native)]

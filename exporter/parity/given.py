@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.architectures.controlnet import control_argument, is_controlnet
+from exporter.architectures.controlnet import control_argument, controller, is_controlnet, scale_argument
+from exporter.architectures.t2i_adapter import NAME as ADAPTER
 
 if TYPE_CHECKING:
     from exporter.parity.painting import Plan
@@ -34,26 +35,30 @@ def given_to(pipeline: Any, plan: Plan, count: int) -> dict[str, Any]:
     elif "image" in known and control != "image":
         given |= {"image": start(plan, count), "strength": STRENGTH}
         given["num_inference_steps"] = math.ceil(plan.steps / STRENGTH)
-    if control is not None:
-        nets = getattr(pipeline.controlnet, "nets", [pipeline.controlnet])
+    scale = scale_argument(known)
+    if control is not None and scale is not None:
+        follows = controller(pipeline)
+        nets = getattr(follows, "nets", [follows])
         pictures = [edges(plan, number) for number in range(len(nets))]
         scales = [SCALES[min(number, 1)] for number in range(len(nets))]
-        several = hasattr(pipeline.controlnet, "nets")
+        several = hasattr(follows, "nets")
+        if "in_channels" in follows.config and scale.startswith("adapter"):  # one for each, and grey for some
+            pictures = [pictures[0][:, : follows.config.in_channels].repeat(count, 1, 1, 1)]
         given[control] = pictures if several else pictures[0]
-        given["controlnet_conditioning_scale"] = scales if several else scales[0]
+        given[scale] = scales if several else scales[0]
     return {name: value for name, value in given.items() if name in known}
 
 
 def control_note(plan: Plan, names: list[str]) -> str | None:
     """What the ControlNets of a run read, for the report; None where there is none."""
-    count = sum(map(is_controlnet, names))
+    count = sum(is_controlnet(name) or name == ADAPTER for name in names)
     if not count:
         return None
     hashes = [hashlib.sha256(edges(plan, n).numpy().tobytes()).hexdigest()[:16] for n in range(count)]
     scales = [f"{SCALES[min(n, 1)]:g}" for n in range(count)]
     return (
-        f"Each ControlNet follows a drawing of its own (edges made by exporter.parity.given at "
-        f"{plan.height}×{plan.width}; sha256 of its float32 values begins {', '.join(hashes)}), "
+        f"Each ControlNet or T2I-Adapter follows a drawing of its own (edges made by exporter.parity.given "
+        f"at {plan.height}×{plan.width}; sha256 of its float32 values begins {', '.join(hashes)}), "
         f"at scale {', '.join(scales)}."
     )
 

@@ -19,6 +19,7 @@ import torch
 from exporter.architectures import encoded_names
 from exporter.architectures.base import DENOISERS, origin, runs_each_step
 from exporter.architectures.controlnet import control_argument, is_controlnet, joined, numbered
+from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.given import given_to
@@ -116,7 +117,7 @@ class _Ports:
             signature = inspect.signature(lambda self, x, return_dict=True, generator=None: None)
         else:
             signature = inspect.signature(type(module).forward)
-        renamed = {"x": component.inputs[0].name} if name in METHODS else {}
+        renamed = {"x": component.inputs[0].name}
         harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
         harmless |= {"guess_mode"} if is_controlnet(name) else set()  # never on here
 
@@ -147,6 +148,8 @@ class _Ports:
             if is_controlnet(name):
                 *down, middle = named.values()
                 return down, middle
+            if name == ADAPTER:
+                return list(named.values())
             return _Outputs(named)
 
         return call
@@ -255,7 +258,7 @@ def paint(
                 tick("text")
         with ExitStack() as stack:
             for name in names:
-                if runs_each_step(name) or name == "vae_encoder":
+                if runs_each_step(name) or name in (ADAPTER, "vae_encoder"):
                     ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 _denoise(pipeline, ports, plan, painted, g, group, embeddings[g], tick)
@@ -317,6 +320,10 @@ def _denoise(
     known = inspect.signature(pipeline.__call__).parameters
     given = given_to(pipeline, plan, len(group))
     given |= {n: v for n, v in embeddings.items() if n in known and v is not None}
+    if "callback_on_step_end" in known:
+        given["callback_on_step_end"] = after_step
+    else:
+        given["callback"] = lambda step, time, latents: after_step(None, step, time, {"latents": latents})
     pipeline(
         **given,
         guidance_scale=plan.guidance,
@@ -324,7 +331,6 @@ def _denoise(
             torch.Generator().manual_seed(plan.seed + position) for position in _seeds(plan, g, group)
         ],
         output_type="latent",
-        callback_on_step_end=after_step,
     )
     painted.latents.append(states)
     painted.timesteps.append(times)

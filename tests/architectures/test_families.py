@@ -27,6 +27,10 @@ PARTS = {
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
     "controlnet": ["text_encoder", "controlnet", "unet", "vae_decoder", "vae_encoder"],
     "two_controlnets": ["text_encoder", "controlnet", "controlnet_1", "unet", "vae_decoder", "vae_encoder"],
+    "t2i_adapter": ["text_encoder", "adapter", "unet", "vae_decoder", "vae_encoder"],
+    "sdxl_t2i_adapter": [
+        "text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder",
+    ],
     "sdxl_controlnet": [
         "text_encoder", "text_encoder_2", "controlnet", "unet", "vae_decoder", "vae_encoder",
     ],

@@ -28,7 +28,7 @@ def test_the_pipeline_of_optimum_exists(target: str, pipeline_class: str) -> Non
     assert hasattr(import_module(module), imported[0].names[0].name)
     starts, controlled = (
         "Img2Img" in pipeline_class or "Inpaint" in pipeline_class,
-        "ControlNet" in pipeline_class,
+        ("ControlNet" in pipeline_class or "Adapter" in pipeline_class),
     )
     assert (" image=" in client.code) == (starts or controlled)
     assert ("control_image=" in client.code) == (starts and controlled)

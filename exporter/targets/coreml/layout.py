@@ -174,6 +174,11 @@ def check_known(component: Component) -> None:
     Raises:
         UnsupportedError: They have none.
     """
+    if any(spec.name.startswith("down_intrablock") for spec in component.inputs):
+        raise UnsupportedError(
+            "Apple's runners know no T2I-Adapter, so a UNet that takes its features is not converted.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
+        )
     if component.class_name == "ControlNetModel" or any("_residual" in s.name for s in component.inputs):
         raise UnsupportedError(
             "Apple's runners take a ControlNet without a scale, and a `control-unet` whose residuals "

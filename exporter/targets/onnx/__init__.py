@@ -74,7 +74,7 @@ class OnnxTarget(Target):
         if manifest.options.get("naming") == "transformers.js":  # optimum wants a folder a component
             return super().clients(repo, manifest)
         kind = manifest.source.pipeline_class
-        if kind in WITHOUT_OPTIMUM or "ControlNet" in kind:
+        if kind in WITHOUT_OPTIMUM or "ControlNet" in kind or "Adapter" in kind:
             return super().clients(repo, manifest)
         code = diffusers_code("optimum.onnxruntime", "ORT", kind, repo)
         optimum = Client("optimum", 'pip install "optimum-onnx[onnxruntime]"', "python", code)
