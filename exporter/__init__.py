@@ -41,6 +41,7 @@ def convert(
     vae: str | None = None,
     scheduler: str | None = None,
     textual_inversions: Sequence[str] = (),
+    controlnets: Sequence[str] = (),
     config: str | None = None,
     tokenizer: str | None = None,
     base: str | None = None,
@@ -59,6 +60,7 @@ def convert(
         scheduler: A scheduler of diffusers in the place of the source's: `euler`, `DDIMScheduler` …
         vae: Folder, checkpoint or file whose autoencoder takes the place of the source's.
         textual_inversions: Files with embeddings of new tokens.
+        controlnets: Folders, checkpoints or Hub ids of ControlNets that the pictures will follow.
         config / tokenizer: Folders that tell what a single file does not say.
         base: Folder or Hub id that has the parts which a single file lacks (text encoders, VAE).
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
@@ -85,6 +87,7 @@ def convert(
             "vae": vae,
             "scheduler": scheduler,
             "textual_inversions": list(textual_inversions),
+            "controlnets": list(controlnets),
             "config": config,
             "tokenizer": tokenizer,
             "base": base,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from exporter.architectures.base import origin
 from exporter.artifact import (
     Artifact,
     ComponentRecord,
@@ -210,7 +211,7 @@ def probe(record: ComponentRecord) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
 
     def made(spec: TensorRecord) -> np.ndarray:
-        shape = [dim if isinstance(dim, int) else SIZES.get(dim, 2) for dim in spec.dims]
+        shape = [dim if isinstance(dim, int) else _size(dim) for dim in spec.dims]
         if spec.name == "timestep":
             return np.full(shape, 501, spec.dtype)
         if "int" in spec.dtype:
@@ -218,6 +219,11 @@ def probe(record: ComponentRecord) -> dict[str, np.ndarray]:
         return rng.standard_normal(shape).astype(spec.dtype)
 
     return {spec.name: made(spec) for spec in record.inputs}
+
+
+def _size(dim: str) -> int:
+    base, share = origin(dim)
+    return -(-SIZES.get(base, 2) // share)
 
 
 def _difference(got: Mapping[str, Any], expected: Mapping[str, Any]) -> float:

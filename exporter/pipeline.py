@@ -19,11 +19,13 @@ import torch
 
 from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
+from exporter.architectures.controlnet import control_argument, joined
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.calls import as_written, at_the_size_asked_for, watched
 from exporter.checkpoints import Checkpoint, open_source
 from exporter.checkpoints.lacking import check_whole
 from exporter.compiled import Store
+from exporter.control import adapter_of, controlnet_of, following
 from exporter.errors import ArtifactError, CheckpointError, InputError, UsageError
 from exporter.progress import NullProgress, Progress
 from exporter.sizes import at_size
@@ -110,7 +112,7 @@ def from_checkpoint(
     if "add_watermarker" in known:
         given["add_watermarker"] = False
     if type(checkpoint) is not Checkpoint:  # weights that do not lie in the folder as diffusers wants them
-        given |= {c.folder: whole_module(c) for c in components_of(checkpoint)}
+        given |= joined({c.folder: whole_module(c) for c in components_of(checkpoint)})
     pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(where)
@@ -179,6 +181,10 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
             )
     stand_in = ExportedTransformer if kind == "transformer" else ExportedUNet
     modules[kind] = stand_in(runners[kind], _config(root, kind, "config.json"))
+    if "controlnet" in known:
+        modules["controlnet"] = controlnet_of(root, runners)
+    if "adapter" in known:
+        modules["adapter"] = adapter_of(root, runners)
     vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
     modules["vae"] = ExportedVae(
         runners["vae_decoder"], runners.get("vae_encoder"), _config(root, vae_folder, "config.json")
@@ -340,6 +346,8 @@ def for_task(pipeline: Any, *, image: bool, mask: bool) -> Any:
 
     name = type(pipeline).__name__
     own = set(inspect.signature(pipeline.__call__).parameters)
+    if control_argument(own) == "image":  # what its ControlNet reads, not what it starts from
+        own.remove("image")
     channels = int(denoiser(pipeline).config.in_channels)
     if mask and not image:
         raise UsageError("A mask needs the picture that it masks.", hint="Add --image FILE.")
@@ -377,6 +385,8 @@ def paint(
     mask: Image | None = None,
     strength: float | None = None,
     together: int = 1,
+    control: Sequence[Image] = (),
+    control_scale: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> list[Image]:
     """Paint each prompt from the same seed, so that a picture does not depend on its neighbours.
@@ -391,6 +401,8 @@ def paint(
         mask: Repaint the picture where this is white, and keep it where it is black.
         strength: How much of the picture is taken away first, above 0 to 1; the pipeline's own when None.
         together: So many prompts in one batch; what is drawn for each stays its own.
+        control: What each ControlNet reads (edges, depth, a pose …), scaled to the size painted.
+        control_scale: How much they count: one number for all or one for each; the pipeline's own when empty.
 
     Raises:
         UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a
@@ -399,8 +411,10 @@ def paint(
     report = progress or NullProgress()
     pipeline = for_task(pipeline, image=image is not None, mask=mask is not None)
     native = native_size(pipeline)
-    if image is not None and not _is_baked(pipeline):
-        native = _size_of(image, pipeline)
+    shown = image if image is not None else next(iter(control), None)
+    fits = shown is not None and not _is_baked(pipeline)
+    shape = shown.size if shown is not None and fits and not height and not width else None
+    native = _size_of(shown, pipeline) if shown is not None and fits else native
     height, width = height or native[0], width or native[1]
     _check_size(pipeline, height, width)
     known = inspect.signature(pipeline.__call__).parameters
@@ -411,6 +425,7 @@ def paint(
     if negative_prompt is None:  # its default: of some pipelines the empty prompt
         given.pop("negative_prompt", None)
     given |= at_the_size_asked_for(known) | as_written(known)
+    given |= following(pipeline, control, control_scale, (width, height), shape or (width, height))
     if image is not None:
         given |= _starting_point(image, mask, (width, height))
     if strength is not None:

@@ -135,7 +135,7 @@ def make_plan(
     Args:
         progress: Told of the download.
         intake: Further keyword arguments of `exporter.checkpoints.open_source`: how the source is opened
-            and what is laid over it (allow_pickle, config, tokenizer, base, vae, textual_inversions, loras).
+            and what is laid over it (allow_pickle, config, tokenizer, base, vae, loras …).
         hash_source: Begin to hash the source's files aside at once, for the conversion that follows.
 
     Raises:

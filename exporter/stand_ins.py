@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from exporter.architectures.controlnet import numbered
 from exporter.errors import ArtifactError, InputError, UsageError
 from exporter.targets import Runner
 from exporter.tiles import in_tiles
@@ -140,7 +141,7 @@ class ExportedUNet(ExportedModule):
             "encoder_hidden_states": encoder_hidden_states,
             "timestep_cond": timestep_cond,
             **(added_cond_kwargs or {}),
-            **others,
+            **numbered(others),
         }
         given = {name: value for name, value in values.items() if value is not None}
         unknown = sorted(set(given) - self.names)

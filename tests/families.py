@@ -169,6 +169,61 @@ def taesd(tokenizer: Any) -> Any:
     return _sd("StableDiffusionPipeline", tokenizer, scheduler, text(tokenizer), autoencoder=tiny_vae())
 
 
+def control(made: Any) -> Any:
+    """A ControlNet for a UNet; in a fresh one the last layers are zero, so that nothing could be seen."""
+    from diffusers import ControlNetModel
+
+    found = ControlNetModel.from_unet(made, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    last = (found.controlnet_cond_embedding.conv_out, found.controlnet_mid_block)
+    for layer in (*last, *found.controlnet_down_blocks):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return found
+
+
+def _controlled(tokenizer: Any, count: int) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
+
+    made = unet(**(UNET | {"cross_attention_dim": 32}))
+    controls = [control(made) for _ in range(count)]
+    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    return StableDiffusionControlNetPipeline(
+        vae=vae(), text_encoder=text(tokenizer), tokenizer=tokenizer, scheduler=scheduler, unet=made,
+        controlnet=controls if count > 1 else controls[0],
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def controlnet(tokenizer: Any) -> Any:
+    """Stable Diffusion 1.x with a ControlNet."""
+    return _controlled(tokenizer, 1)
+
+
+def two_controlnets(tokenizer: Any) -> Any:
+    """The same with two of them."""
+    return _controlled(tokenizer, 2)
+
+
+def _features(kind: str, downscale: int) -> Any:
+    from diffusers import T2IAdapter
+
+    return T2IAdapter(
+        in_channels=3, channels=[32, 64], num_res_blocks=1, downscale_factor=downscale, adapter_type=kind
+    )
+
+
+def t2i_adapter(tokenizer: Any) -> Any:
+    """Stable Diffusion 1.x with a T2I-Adapter."""
+    from diffusers import StableDiffusionAdapterPipeline
+
+    parts = _controlled(tokenizer, 1).components
+    known = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
+    return StableDiffusionAdapterPipeline(
+        **{name: parts[name] for name in known},
+        adapter=_features("full_adapter", 8),
+        requires_safety_checker=False,
+    )
+
+
 def _euler() -> Any:
     from diffusers import EulerDiscreteScheduler
 
@@ -186,6 +241,23 @@ def sdxl(tokenizer: Any) -> Any:
         text_encoder_2=text(tokenizer, hidden=32, layers=3, act="gelu", projected=True),
         tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet(**config), scheduler=_euler(),
     )  # fmt: skip
+
+
+def sdxl_controlnet(tokenizer: Any) -> Any:
+    """SDXL base with a ControlNet, which is told of sizes and crops too."""
+    from diffusers import StableDiffusionXLControlNetPipeline
+
+    parts = sdxl(tokenizer).components
+    parts = {name: part for name, part in parts.items() if part is not None}
+    return StableDiffusionXLControlNetPipeline(**parts, controlnet=control(parts["unet"]))
+
+
+def sdxl_t2i_adapter(tokenizer: Any) -> Any:
+    """SDXL base with a T2I-Adapter of its own kind."""
+    from diffusers import StableDiffusionXLAdapterPipeline
+
+    parts = {name: part for name, part in sdxl(tokenizer).components.items() if part is not None}
+    return StableDiffusionXLAdapterPipeline(**parts, adapter=_features("full_adapter_xl", 16))
 
 
 def sdxl_refiner(tokenizer: Any) -> Any:
@@ -391,5 +463,10 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         pixart_sigma,
         pixart_alpha,
         sana,
+        controlnet,
+        two_controlnets,
+        sdxl_controlnet,
+        t2i_adapter,
+        sdxl_t2i_adapter,
     )
 }

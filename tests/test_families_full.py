@@ -11,6 +11,7 @@ from PIL import Image
 
 from exporter.conversion import convert, make_plan
 from exporter.pipeline import load, paint
+from tests import test_tasks
 from tests.families import FAMILIES, make
 
 pytestmark = pytest.mark.full
@@ -25,12 +26,17 @@ FORMS += [("stablehlo", "float32"), ("stablehlo", "bfloat16")]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_path: Path) -> None:
     source = make(family, tmp_path / family)
-    plan = make_plan(str(source), target, tmp_path / "artifact", {"dtype": dtype})
+    follows = test_tasks.TASK.get(family, "").startswith("control")
+    # JAX cannot tell one free size from half of another.
+    baked = {"static": "1x64x64"} if target == "stablehlo" and follows else {}
+    plan = make_plan(str(source), target, tmp_path / "artifact", {"dtype": dtype, **baked})
     done = convert(plan, verify_settings={"steps": 3, "samples": 2})
     assert done.verdict == "PASS", done.summary
     start = Image.new("RGB", (64, 64), (200, 60, 30))
     start.paste((20, 90, 220), (0, 0, 32, 64))
     given: dict[str, Any] = dict.fromkeys(TASK.get(family, ()), start)
+    if follows:
+        given = test_tasks.given(test_tasks.TASK[family])
     settings = {"steps": 4, "guidance": 5.0, **given}
     pictures = [paint(load(path, precision_hint=hint), ["a red star"], **settings)[0]
                 for path, hint in ((done.artifact.root, "f32"), (source, None))]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from exporter.architectures import components_of
 from exporter.checkpoints import resolve
@@ -19,7 +19,11 @@ from tests.cli.runner import invoke
 from tests.families import FAMILIES, make
 from tests.test_pipeline import TorchRunner
 
-TASK = {"inpaint": "mask", "flux_fill": "mask", "sdxl_refiner": "image"}
+TASK = {
+    "inpaint": "mask", "flux_fill": "mask", "sdxl_refiner": "image", "controlnet": "control",
+    "two_controlnets": "controls", "sdxl_controlnet": "control", "t2i_adapter": "control",
+    "sdxl_t2i_adapter": "control",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +58,25 @@ def mask() -> Image.Image:
     return Image.fromarray(values)
 
 
+def drawing(width: int = 64, height: int = 64) -> Image.Image:
+    """What an edge detector leaves of a box."""
+    made = Image.new("RGB", (width, height))
+    ImageDraw.Draw(made).rectangle((width // 4, height // 4, width // 2, height // 2), outline="white")
+    return made
+
+
 def given(task: str) -> dict[str, Any]:
+    start: dict[str, Any] = {"image": picture(), "strength": 0.5}
+    hole: dict[str, Any] = {"image": picture(), "mask": mask(), "strength": 1.0}
+    control = {"control": [drawing()], "control_scale": [0.7]}
     return {
         "text": {},
-        "image": {"image": picture(), "strength": 0.5},
-        "mask": {"image": picture(), "mask": mask(), "strength": 1.0},
+        "image": start,
+        "mask": hole,
+        "control": control,
+        "controls": {"control": [drawing(), picture()], "control_scale": [0.7, 0.4]},
+        "control image": control | start,
+        "control mask": control | hole,
     }[task]
 
 
@@ -66,7 +84,8 @@ def given(task: str) -> dict[str, Any]:
     ("family", "task"),
     [(family, TASK.get(family, "text")) for family in FAMILIES]
     + [(family, "image") for family in ("sd2", "sdxl", "lcm", "sd3", "flux")]
-    + [(family, "mask") for family in ("sd2", "sdxl", "sd35", "flux")],
+    + [(family, "mask") for family in ("sd2", "sdxl", "sd35", "flux")]
+    + [("controlnet", "control image"), ("controlnet", "control mask"), ("sdxl_controlnet", "control image")],
 )
 def test_same_picture_as_the_reference(
     folders: dict[str, Path], built: dict[str, Any], family: str, task: str

@@ -5,6 +5,8 @@ Apart from the rest, because they need PyTorch at import: what only copies weigh
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,6 +146,79 @@ class MaskedTransformer(nn.Module):
             **({} if resolution is None else sized),
         )
         return (output[0],)
+
+
+def controlled_unet(inner: nn.Module, names: Sequence[str]) -> nn.Module:
+    """A UNet that also takes a ControlNet's residuals: (`sample`, `timestep`, `encoder_hidden_states`,
+    then `names`) → `out_sample`.
+
+    How many there are depends on the model, and tracers read the signature: so each model has a class.
+
+    Args:
+        names: Further inputs in order; those of a list of diffusers' end in their number there.
+    """
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    every = ("self", "sample", "timestep", "encoder_hidden_states", *names)
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in every])
+    lists = {name.rpartition("_")[0] for name in names if name.endswith("_0")}
+    added = {"text_embeds", "time_ids"} & set(names)
+
+    def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> tuple[torch.Tensor]:
+        given: Any = signature.bind(*args, **kwargs).arguments
+        others: dict[str, Any] = {name: given[name] for name in names}
+        for each in lists:
+            others[each] = [others.pop(name) for name in names if name.rpartition("_")[0] == each]
+        if added:
+            others["added_cond_kwargs"] = {name: others.pop(name) for name in added}
+        first = (given["sample"], given["timestep"], given["encoder_hidden_states"])
+        output = given["self"].inner(*first, **others, return_dict=False)
+        return (output[0],)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    made: nn.Module = type("ControlledUNet", (UNet,), {"forward": forward})(inner)
+    return made
+
+
+class ControlNet(nn.Module):
+    """(`sample`, `timestep`, `encoder_hidden_states`, `controlnet_cond` in [0, 1], `conditioning_scale`, and
+    of SDXL `text_embeds` and `time_ids`) → the residuals of the way down, then that of the middle."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        controlnet_cond: torch.Tensor,
+        conditioning_scale: torch.Tensor,
+        text_embeds: torch.Tensor | None = None,
+        time_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
+        down, middle = self.inner(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            controlnet_cond=controlnet_cond,
+            conditioning_scale=conditioning_scale.to(sample.dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        return (*down, middle)
+
+
+class T2I(nn.Module):
+    """`control_image` in [0, 1] → the features of a T2I-Adapter, from the largest to the smallest."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, control_image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.inner(control_image))
 
 
 class VaeDecoder(nn.Module):

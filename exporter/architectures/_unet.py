@@ -26,12 +26,21 @@ def native_size(checkpoint: Checkpoint, text_encoder: str) -> Size:
     return Size(batch=2, height=height * factor, width=width * factor, sequence=tokens, factor=factor)
 
 
-def unet(checkpoint: Checkpoint, folder: str, native: Size, *, text_width: int, pooled: int = 0) -> Component:
+def unet(
+    checkpoint: Checkpoint,
+    folder: str,
+    native: Size,
+    *,
+    text_width: int,
+    pooled: int = 0,
+    residuals: tuple[TensorSpec, ...] = (),
+) -> Component:
     """The component of a `UNet2DConditionModel` folder.
 
     Args:
         text_width: Channels of the text the pipeline will give it.
         pooled: Channels of `text_embeds`; 0 where the family has none.
+        residuals: What a ControlNet gives it, as `controlnet.residuals_of` says.
 
     Raises:
         CheckpointError: The config wants an input that the family does not feed, or other text.
@@ -43,18 +52,19 @@ def unet(checkpoint: Checkpoint, folder: str, native: Size, *, text_width: int, 
         raise CheckpointError(
             f"{where}: a UNet with {odd} = {config[odd]!r} is not converted by this version."
         )
-    cross = _text_channels(config)
+    cross = text_channels(config)
     if cross != text_width:
         raise CheckpointError(
             f"{where}: the UNet wants text of {cross} channels (cross_attention_dim), "
             f"the text encoders of this checkpoint give {text_width}.",
             hint="Parts of two different models, or a text encoder that is missing from model_index.json.",
         )
-    added = _added_inputs(config, where, pooled)
+    added = added_inputs(config, where, pooled)
     guidance = config.get("time_cond_proj_dim")
     if guidance is not None:
         added = (*added, TensorSpec("timestep_cond", "float32", ("batch", int(guidance))))
     latent = ("latent_height", "latent_width")
+    names = tuple(spec.name for spec in (*added, *residuals))
 
     def construct() -> Any:
         from diffusers import UNet2DConditionModel
@@ -72,24 +82,26 @@ def unet(checkpoint: Checkpoint, folder: str, native: Size, *, text_width: int, 
             TensorSpec("timestep", "float32", ()),
             TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", cross)),
             *added,
+            *residuals,
         ),
         outputs=(TensorSpec("out_sample", "float32", ("batch", int(config["out_channels"]), *latent)),),
         native=native,
         construct=construct,
-        adapt=adapter("UNet"),
-        make_inputs={"timestep": _timestep, "time_ids": _time_ids},
+        adapt=adapter("controlled_unet", names=names) if residuals else adapter("UNet"),
+        make_inputs={"timestep": timestep, "time_ids": time_ids},
         renames=rename_vae,
         rows=2 if guidance is None else 1,
         multiple=2 ** (len(config["block_out_channels"]) - 1),
     )
 
 
-def _text_channels(config: dict[str, Any]) -> int:
+def text_channels(config: dict[str, Any]) -> int:
+    """Channels of the text that a UNet, or a part made for one, takes."""
     cross = config["cross_attention_dim"]
     return int(cross[0]) if isinstance(cross, list) else int(cross)
 
 
-def _added_inputs(config: dict[str, Any], where: str, pooled: int) -> tuple[TensorSpec, ...]:
+def added_inputs(config: dict[str, Any], where: str, pooled: int) -> tuple[TensorSpec, ...]:
     """SDXL's conditions: the pooled text, and sizes and crops (or an aesthetic score) as numbers."""
     kind = config.get("addition_embed_type")
     if kind is None and not pooled:
@@ -115,14 +127,15 @@ def _added_inputs(config: dict[str, Any], where: str, pooled: int) -> tuple[Tens
     )
 
 
-def _timestep(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+def timestep(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+    """A whole step of 1 to 999."""
     import torch
 
     value = torch.randint(1, 1000, (), generator=generator)
     return value.to(getattr(torch, spec.dtype))
 
 
-def _time_ids(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+def time_ids(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
     """Original size, crop, and target size (or aesthetic score), as the SDXL pipelines give them."""
     import torch
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Dim = int | str
 DENOISERS = ("unet", "transformer")
-"""Names of the component that a pipeline calls once a step."""
+"""Names of the component that predicts what is noise."""
 INNER = "inner."
 """Adapters keep the library's own module as `inner`, so a weight's name is INNER + its stored name."""
 
@@ -42,6 +42,8 @@ class Size:
         width: Picture width in pixels.
         sequence: Text tokens.
         factor: Pixels per latent cell (the VAE's scale).
+
+    `latent_height_4` is a quarter of `latent_height`, rounded up: the rows at a deeper level of a UNet.
     """
 
     batch: int = 1
@@ -63,7 +65,19 @@ class Size:
             "latent_width": self.width // self.factor,
             "image_tokens": (self.height // self.factor // PACKED) * (self.width // self.factor // PACKED),
         }
-        return values[dim]
+        base, share = origin(dim)
+        return -(-values[base] // share)
+
+
+def runs_each_step(name: str) -> bool:
+    """Whether a pipeline calls the component of that name once a step: the denoiser, and what controls it."""
+    return name in DENOISERS or name.startswith("controlnet")
+
+
+def origin(dim: str) -> tuple[str, int]:
+    """The symbol that a symbol is a share of, and which: `latent_height_4` → (`latent_height`, 4)."""
+    base, _, share = dim.rpartition("_")
+    return (base, int(share)) if share.isdigit() else (dim, 1)
 
 
 @dataclass(frozen=True)

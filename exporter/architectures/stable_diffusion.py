@@ -2,7 +2,8 @@
 
 The versions differ in their configs only (OpenCLIP's text encoder, heads of 64 channels, linear
 projections, a scheduler that predicts v); so do inpainting (a UNet of nine input channels) and latent
-consistency models (a UNet that takes the guidance scale as an embedding).
+consistency models (a UNet that takes the guidance scale as an embedding). With a ControlNet the UNet also
+takes what that makes of a picture.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from exporter.architectures._text import CLIP, clip_text_encoder
 from exporter.architectures._unet import native_size, unet
 from exporter.architectures._vae import vae_components
 from exporter.architectures.base import Component
+from exporter.architectures.controlnet import controlnets, residuals_of
+from exporter.architectures.t2i_adapter import adapters, features_of
 from exporter.checkpoints import Checkpoint
 
 
 def components(checkpoint: Checkpoint) -> list[Component]:
-    """`text_encoder`, `unet`, `vae_decoder`, `vae_encoder`: the order in which a pipeline uses them.
+    """`text_encoder`, (`controlnet` …,) `unet`, `vae_decoder`, `vae_encoder`: in the order of their use.
 
     Raises:
         CheckpointError: A part is missing, of another class, or does not fit the others.
@@ -26,4 +29,7 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     native = native_size(checkpoint, "text_encoder")
     text = clip_text_encoder(checkpoint, "text_encoder", native)
     width = int(text.config["hidden_size"])
-    return [text, unet(checkpoint, "unet", native, text_width=width), *vae_components(checkpoint, native)]
+    nets, small = controlnets(checkpoint, native), adapters(checkpoint, native)
+    residuals = residuals_of(nets) + features_of(small)
+    denoiser = unet(checkpoint, "unet", native, text_width=width, residuals=residuals)
+    return [text, *nets, *small, denoiser, *vae_components(checkpoint, native)]

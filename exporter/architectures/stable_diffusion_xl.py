@@ -12,11 +12,13 @@ from exporter.architectures._text import CLIP, PROJECTED, clip_text_encoder
 from exporter.architectures._unet import native_size, unet
 from exporter.architectures._vae import vae_components
 from exporter.architectures.base import Component
+from exporter.architectures.controlnet import controlnets, residuals_of
+from exporter.architectures.t2i_adapter import adapters, features_of
 from exporter.checkpoints import Checkpoint
 
 
 def components(checkpoint: Checkpoint) -> list[Component]:
-    """`text_encoder` (not of a refiner), `text_encoder_2`, `unet`, `vae_decoder`, `vae_encoder`.
+    """`text_encoder` (not of a refiner), `text_encoder_2`, (`controlnet` …,) `unet`, and the two of the VAE.
 
     Raises:
         CheckpointError: A part is missing, of another class, or does not fit the others.
@@ -31,5 +33,7 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     texts.append(clip_text_encoder(checkpoint, "text_encoder_2", native, hidden_states=True))
     width = sum(int(text.config["hidden_size"]) for text in texts)
     pooled = int(texts[-1].config["projection_dim"])
-    denoiser = unet(checkpoint, "unet", native, text_width=width, pooled=pooled)
-    return [*texts, denoiser, *vae_components(checkpoint, native)]
+    nets, small = controlnets(checkpoint, native, pooled=pooled), adapters(checkpoint, native)
+    residuals = residuals_of(nets) + features_of(small)
+    denoiser = unet(checkpoint, "unet", native, text_width=width, pooled=pooled, residuals=residuals)
+    return [*texts, *nets, *small, denoiser, *vae_components(checkpoint, native)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
+SEVERAL = "MultiControlNetModel"
 PICKLE_STEMS = ("diffusion_pytorch_model", "pytorch_model")
 
 
@@ -51,12 +53,22 @@ class Checkpoint:
 
     @property
     def component_classes(self) -> dict[str, tuple[str, str]]:
-        """Component folder → (library, class) for every component that is not null."""
-        return {
+        """Component folder → (library, class) for every component that is not null.
+
+        Of several ControlNets the index names one folder; the others (`controlnet_1` …) lie beside it.
+        """
+        found = {
             name: (value[0], value[1])
             for name, value in self.index.items()
             if isinstance(value, list | tuple) and len(value) == 2 and value[1] is not None
         }
+        if found.get("controlnet", ("", ""))[1] == SEVERAL:
+            beside = itertools.takewhile(
+                lambda name: (self.root / name / "config.json").is_file(),
+                (f"controlnet_{n}" for n in itertools.count(1)),
+            )
+            found |= dict.fromkeys(("controlnet", *beside), ("diffusers", "ControlNetModel"))
+        return found
 
     def config(self, folder: str) -> dict[str, Any]:
         """`<folder>/config.json` (or the scheduler's / tokenizer's file of that role).

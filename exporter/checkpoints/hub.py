@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from exporter.artifact import MANIFEST
 from exporter.checkpoints.patience import Patience, patient
-from exporter.checkpoints.selection import components, select_files, weights_by_variant
+from exporter.checkpoints.selection import components, select_files, select_part, weights_by_variant
 from exporter.errors import CheckpointError, ExporterError, NetworkError
 from exporter.hashing import sha256_of
 from exporter.progress import NullProgress, Progress
@@ -59,7 +59,7 @@ class Snapshot:
     Attributes:
         root: Folder in the cache.
         revision: Commit sha.
-        kind: What lies there: a diffusers checkpoint, or an artifact of ours.
+        kind: What lies there: a diffusers `checkpoint`, an `artifact` of ours, or one model alone (a `part`).
         files: What it needs.
         fetched: Bytes that came over the network this time.
         left_out: Bytes of the repository that the pipeline does not need.
@@ -101,6 +101,7 @@ def download(
     progress: Progress | None = None,
     patience: Patience | None = None,
     skip: Collection[str] = (),
+    part: bool = False,
 ) -> Snapshot:
     """Fetch what a pipeline (or an artifact) needs into huggingface_hub's cache.
 
@@ -110,6 +111,7 @@ def download(
         variant: Weight variant, such as `fp16`.
         patience: How often and how long to wait for a server that is busy.
         skip: Components of a pipeline whose weights are not wanted.
+        part: One model alone will do (a ControlNet with its config.json), where it is no pipeline.
 
     Raises:
         NetworkError: The Hub cannot be reached, refuses, or sends other bytes than it promises. Offline,
@@ -120,18 +122,18 @@ def download(
 
     report = progress or NullProgress()
     if constants.HF_HUB_OFFLINE:
-        return _from_cache(repo, revision, variant, skip)
+        return _from_cache(repo, revision, variant, skip, part)
     patience = patience or Patience()
     report.start(f"asking the Hub for {repo}")
     try:
         info = ask(lambda: repo_info(repo, revision), repo, revision, patience)
     except NetworkError as error:
         try:  # what was downloaded before serves without a network
-            return _from_cache(repo, revision, variant, skip)
+            return _from_cache(repo, revision, variant, skip, part)
         except ExporterError:
             raise error from None
     files = {file.path: file for file in map(described, info.siblings or ())}
-    kind, names = _needed(repo, info.sha, files, variant, patience, skip)
+    kind, names = _needed(repo, info.sha, files, variant, patience, skip, part)
     wanted = tuple(files[name] for name in names)
     root, fetched = _fetch(repo, info.sha, wanted, report, patience)
     # By the name asked for, so that the cache remembers which commit that is when nobody can be asked.
@@ -153,9 +155,14 @@ def described(sibling: Any) -> HubFile:
 
 
 def _needed(
-    repo: str, sha: str | None, files: dict[str, HubFile], variant: str | None, patience: Patience,
+    repo: str,
+    sha: str | None,
+    files: dict[str, HubFile],
+    variant: str | None,
+    patience: Patience,
     skip: Collection[str],
-) -> tuple[str, list[str]]:  # fmt: skip
+    part: bool,
+) -> tuple[str, list[str]]:
     """What the repository is, and the files it takes."""
 
     def small(name: str) -> dict[str, Any]:
@@ -171,6 +178,8 @@ def _needed(
 
     if MANIFEST in files:
         return "artifact", sorted(files)
+    if part and "model_index.json" not in files and "config.json" in files:
+        return "part", select_part(files, variant)
     if "model_index.json" not in files:
         raise CheckpointError(
             f"{repo} has no model_index.json, so it is not a diffusers pipeline.",
@@ -323,7 +332,9 @@ def ask(
         ) from error
 
 
-def _from_cache(repo: str, revision: str | None, variant: str | None, skip: Collection[str]) -> Snapshot:
+def _from_cache(
+    repo: str, revision: str | None, variant: str | None, skip: Collection[str], part: bool = False
+) -> Snapshot:
     """The snapshot that is in the cache, if it is complete.
 
     Raises:
@@ -339,7 +350,8 @@ def _from_cache(repo: str, revision: str | None, variant: str | None, skip: Coll
             hint="Check the path or the network, or use `builtin:shapes`, which needs neither.",
         ) from error
     names = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p.is_file()]
-    missing = _missing(root, names, skip)
+    part = part and "config.json" in names and not {"model_index.json", MANIFEST} & set(names)
+    missing = _gaps(root, names, repo) if part else _missing(root, names, skip)
     if missing:
         raise NetworkError(
             f"The local cache holds {repo} only in part, and the Hub cannot be reached; it lacks: "
@@ -348,6 +360,8 @@ def _from_cache(repo: str, revision: str | None, variant: str | None, skip: Coll
         )
     if MANIFEST in names:
         kind, wanted = "artifact", names
+    elif part:
+        kind, wanted = "part", select_part(names, variant)
     else:
         index = json.loads((root / "model_index.json").read_text(encoding="utf-8"))
         kind, wanted = "checkpoint", select_files(names, index, variant, skip)
@@ -368,19 +382,24 @@ def _missing(root: Path, names: list[str], skip: Collection[str]) -> list[str]:
     except ValueError:
         return ["a readable model_index.json"]
     lacking = []
-    for component in components(index):
+    for component in components(index, names):
         inside = [n.removeprefix(f"{component}/") for n in names if n.startswith(f"{component}/")]
         if not inside:
             lacking.append(component)
             continue
         if component in skip or "config.json" not in inside:
             continue  # a scheduler or tokenizer: no weights belong to it
-        gaps = [_gap(root / component, files, inside) for files in weights_by_variant(inside).values()]
-        if not gaps:
-            lacking.append(f"the weights of {component}")
-        elif all(gaps):  # one whole variant is enough
-            lacking += [f"{component}/{name}" for name in min(gaps, key=len)]
+        missing = _gaps(root / component, inside, component)
+        lacking += [name if " " in name else f"{component}/{name}" for name in missing]
     return lacking
+
+
+def _gaps(folder: Path, inside: list[str], what: str) -> list[str]:
+    """What the files of one model lack: shards, or `the weights of …`; nothing if one variant is whole."""
+    gaps = [_gap(folder, files, inside) for files in weights_by_variant(inside).values()]
+    if not gaps:
+        return [f"the weights of {what}"]
+    return min(gaps, key=len) if all(gaps) else []
 
 
 def _gap(folder: Path, files: list[str], inside: list[str]) -> list[str]:

@@ -45,7 +45,7 @@ def select_files(
     wanted = {name for name in everything if name in ROOT_FILES}
     found_variants: set[str] = set()
     asked_found = variant is None
-    for component in components(index):
+    for component in components(index, everything):
         inside = [n.removeprefix(f"{component}/") for n in everything if n.startswith(f"{component}/")]
         inside = [n for n in inside if "/" not in n]
         small = [n for n in inside if n.endswith(SMALL) and not ANY_INDEX.search(n)]
@@ -72,13 +72,34 @@ def select_files(
     return sorted(wanted)
 
 
-def components(index: Mapping[str, Any]) -> list[str]:
-    """Folders that `model_index.json` names a class for."""
-    return [
+def select_part(names: Iterable[str], variant: str | None = None) -> list[str]:
+    """The files of a repository that holds one model in diffusers layout (a ControlNet), sorted.
+
+    Raises:
+        CheckpointError: It has no safetensors weights.
+    """
+    inside = [name for name in names if "/" not in name]
+    by_variant = weights_by_variant(inside)
+    if not by_variant:
+        raise CheckpointError(
+            "The repository has no safetensors weights beside its config.json.",
+            hint="Look for a revision or variant with safetensors.",
+        )
+    small = [name for name in inside if name in ("config.json", *ROOT_FILES)]
+    return sorted({*small, *choose(by_variant, variant, "of the repository")})
+
+
+def components(index: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:
+    """Folders that `model_index.json` names a class for, and those among `names` of further ControlNets."""
+    found = [
         name
         for name, value in index.items()
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1] is not None
     ]
+    if "controlnet" in found and index["controlnet"][1] == "MultiControlNetModel":
+        folders = {name.split("/")[0] for name in names if "/" in name}
+        found += sorted(folder for folder in folders if re.match(r"^controlnet_\d+$", folder))
+    return found
 
 
 def weights_by_variant(inside: Iterable[str]) -> dict[str | None, list[str]]:

@@ -19,6 +19,10 @@ FLAGS = [
         help="Take the autoencoder from this folder, checkpoint or file.",
     ),
     click.option(
+        "--controlnet", "controlnets", multiple=True, metavar="SOURCE",
+        help="Add the ControlNet of this folder, checkpoint or Hub id; repeatable.",
+    ),
+    click.option(
         "--textual-inversion", "textual_inversions", multiple=True, metavar="FILE",
         help="Add the tokens of this file to tokenizer and text encoder; repeatable.",
     ),
@@ -44,7 +48,8 @@ FLAGS = [
     ),
 ]  # fmt: skip
 NAMES = (
-    "loras", "vae", "textual_inversions", "scheduler", "config", "tokenizer", "base", "allow_pickle",
+    "loras", "vae", "controlnets", "textual_inversions", "scheduler", "config", "tokenizer", "base",
+    "allow_pickle",
 )  # fmt: skip
 
 

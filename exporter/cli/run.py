@@ -41,6 +41,10 @@ from exporter.errors import DestinationError
             'exporter run shapes-onnx "a small green circle" -o part.png --image star.png --mask mask.png',
         ),
         (
+            "Follow the edges of a picture, with an artifact that has a ControlNet",
+            'exporter run scribble-onnx "a lighthouse" -o house.png --control edges.png --control-scale 0.8',
+        ),
+        (
             "Try a LoRA on a checkpoint before it is converted",
             'exporter run model.safetensors "a lighthouse" -o try.png --lora style.safetensors:0.8',
         ),
@@ -90,6 +94,14 @@ from exporter.errors import DestinationError
 @click.option(
     "--vae-tiling", is_flag=True, help="Decode in overlapping tiles: large pictures in little memory."
 )
+@click.option(
+    "--control", "controls", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="Follow this picture, as the model's ControlNet reads it (edges, depth, a pose); once for each.",
+)  # fmt: skip
+@click.option(
+    "--control-scale", "control_scales", multiple=True, type=Finite(),
+    help="How much that picture counts; once for all of them, or for each.  [default: the pipeline's]",
+)  # fmt: skip
 @click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
 @click.option(
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
@@ -116,6 +128,8 @@ def command(
     strength: float | None,
     mask: Path | None,
     vae_tiling: bool,
+    controls: tuple[Path, ...],
+    control_scales: tuple[float, ...],
     device: str | None,
     precision_hint: str | None,
     trust: bool,
@@ -141,6 +155,7 @@ def command(
     prompts = several.repeated([prompt, *also], pictures)
     paths = several.paths(picture, len(prompts))
     start, hole = (pipeline.open_picture(path) if path is not None else None for path in (image, mask))
+    guides = [pipeline.open_picture(path) for path in controls]
     started = time.monotonic()
     with blame_changes(state), output.progress() as progress:
         progress.start(f"loading {source}")
@@ -164,6 +179,8 @@ def command(
             image=start,
             mask=hole,
             strength=strength,
+            control=guides,
+            control_scale=control_scales,
             progress=progress,
         )
     for path, each in zip(paths, painted, strict=True):
@@ -194,6 +211,8 @@ def command(
             "mask": mask,
             "strength": strength,
             "vae_tiling": vae_tiling,
+            "control": list(controls),
+            "control_scale": list(control_scales),
             "verified": state.verdict if state is not None else None,
             "seconds": round(seconds, 3),
             "compile_seconds": round(compiling, 3),

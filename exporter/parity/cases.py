@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from exporter.architectures.base import DENOISERS
+from exporter.architectures.base import origin, runs_each_step
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.painting import Painted
 
@@ -62,7 +62,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
             for g, image in enumerate(painted.images)
         ]
     is_text = component.name.startswith("text_encoder")
-    if component.name in DENOISERS:
+    if runs_each_step(component.name):
         groups = sorted({call.order[0] for call in calls})
         chosen = []
         for group in groups:
@@ -72,7 +72,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
     seen: dict[str, Inputs] = {}
     for number, call in enumerate(calls):
         label = call.label
-        if component.name in DENOISERS:
+        if runs_each_step(component.name):
             label = f"{label} (t={float(call.inputs['timestep'].reshape(-1)[0]):g})"
         if is_text:
             label = f"{label}, text {sum(c.order == call.order for c in calls[: number + 1])}"
@@ -172,11 +172,21 @@ def _resized(component: Component, case: Inputs, sizes: dict[str, int]) -> Tenso
     for spec in component.inputs:
         tensor = case.tensors[spec.name]
         for axis, dim in enumerate(spec.dims):
-            if isinstance(dim, str) and dim in sizes:
-                index = torch.arange(sizes[dim]) % tensor.shape[axis]
+            wanted = _size_in(dim, sizes, component.native.factor) if isinstance(dim, str) else None
+            if wanted is not None:
+                index = torch.arange(wanted) % tensor.shape[axis]
                 tensor = tensor.index_select(axis, index)
         result[spec.name] = tensor.contiguous()
     return result
+
+
+def _size_in(dim: str, sizes: dict[str, int], factor: int) -> int | None:
+    """The new size of a dim: its own, or that which follows from what it is a share or a multiple of."""
+    base, share = origin(dim)
+    if base in sizes:
+        return -(-sizes[base] // share)
+    latent = sizes.get(f"latent_{dim}")
+    return None if latent is None else latent * factor
 
 
 def convert_inputs(case: Inputs, declared: Sequence[TensorRecord]) -> tuple[dict[str, np.ndarray], list[str]]:

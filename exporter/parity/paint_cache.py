@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from exporter.hashing import sha256_of
+from exporter.parity.given import control_note
 from exporter.parity.painting import Call, Painted, Plan
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def _key(
         sorted(precisions.items()), {c.name: c.weights_digest for c in components},
         torch.__version__, diffusers.__version__, transformers.__version__,
     ]  # fmt: skip
+    drawn = control_note(plan, [c.name for c in components])
+    parts += [drawn] if drawn else []  # only of runs that are shown something besides their prompts
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

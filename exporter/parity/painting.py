@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exporter.architectures import encoded_names
-from exporter.architectures.base import DENOISERS
+from exporter.architectures.base import DENOISERS, origin, runs_each_step
+from exporter.architectures.controlnet import control_argument, is_controlnet, joined, numbered
+from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.calls import at_the_size_asked_for, watched
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
+from exporter.parity.given import given_to
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,9 +34,6 @@ if TYPE_CHECKING:
 Backend = Callable[[Tensors], Tensors]
 OpenBackend = Callable[[str], AbstractContextManager[Backend]]
 """Opens the backend of a component by its name; leaving the context frees it."""
-
-STRENGTH = 0.5
-"""Of runs that start from a picture; they are given 1/STRENGTH times as many steps, so that all are run."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,15 @@ class _Ports:
             signature = inspect.signature(lambda self, x, return_dict=True, generator=None: None)
         else:
             signature = inspect.signature(type(module).forward)
-        renamed = {"x": component.inputs[0].name} if name in METHODS else {}
+        renamed = {"x": component.inputs[0].name}
         harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
+        harmless |= {"guess_mode"} if is_controlnet(name) else set()  # never on here
 
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(None, *args, **kwargs).arguments
             bound |= bound.pop("added_cond_kwargs", None) or {}
             said = {k: v for k, v in bound.items() if not (v is None or (isinstance(v, dict) and not v))}
-            given = {renamed.get(key, key): value for key, value in said.items()}
+            given = {renamed.get(key, key): value for key, value in numbered(said).items()}
             inputs = {}
             for spec in component.inputs:
                 if spec.name not in given:
@@ -139,14 +140,18 @@ class _Ports:
                 )
             self.calls.setdefault(name, []).append(Call(inputs, *self.where))
             outputs = self.open[name](inputs)
-            return _Outputs(
-                {
-                    spec.name: outputs[spec.name].float()
-                    if spec.name in outputs
-                    else absent(component, spec, inputs)
-                    for spec in component.outputs
-                }
-            )
+            named = {
+                spec.name: outputs[spec.name].float()
+                if spec.name in outputs
+                else absent(component, spec, inputs)
+                for spec in component.outputs
+            }
+            if is_controlnet(name):
+                *down, middle = named.values()
+                return down, middle
+            if name == ADAPTER:
+                return list(named.values())
+            return _Outputs(named)
 
         return call
 
@@ -158,7 +163,10 @@ def absent(component: Component, spec: TensorSpec, inputs: Tensors) -> torch.Ten
         for given in component.inputs
         for dim, size in zip(given.dims, inputs[given.name].shape, strict=True)
     }
-    return torch.full([dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims], math.nan)
+    shape = [
+        dim if isinstance(dim, int) else -(-sizes[origin(dim)[0]] // origin(dim)[1]) for dim in spec.dims
+    ]
+    return torch.full(shape, math.nan)
 
 
 class _Outputs(tuple):
@@ -214,7 +222,8 @@ def used(checkpoint: Checkpoint, names: Iterable[str]) -> list[str]:
     import diffusers
 
     takes = inspect.signature(getattr(diffusers, checkpoint.pipeline_class).__call__).parameters
-    return [name for name in names if name != "vae_encoder" or "image" in takes]
+    encodes = "image" in takes and control_argument(takes) != "image"
+    return [name for name in names if name != "vae_encoder" or encodes]
 
 
 def paint(
@@ -252,7 +261,7 @@ def paint(
                 tick("text")
         with ExitStack() as stack:
             for name in names:
-                if name in (*DENOISERS, "vae_encoder"):
+                if runs_each_step(name) or name in (ADAPTER, "vae_encoder"):
                     ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 _denoise(pipeline, ports, plan, painted, g, group, embeddings[g], tick)
@@ -315,13 +324,12 @@ def _denoise(
         return {}
 
     known = inspect.signature(pipeline.__call__).parameters
-    given: dict[str, Any] = {"height": plan.height, "width": plan.width, "num_inference_steps": plan.steps}
-    if "mask_image" in known:
-        given |= {"image": _picture(plan, len(group)), "mask_image": _mask(plan), "strength": 1.0}
-    elif "image" in known:
-        given |= {"image": _picture(plan, len(group)), "strength": STRENGTH}
-        given["num_inference_steps"] = math.ceil(plan.steps / STRENGTH)
-    given = {n: v for n, v in (given | dict(embeddings)).items() if n in known and v is not None}
+    given = given_to(pipeline, plan, len(group))
+    given |= {n: v for n, v in embeddings.items() if n in known and v is not None}
+    if "callback_on_step_end" in known:
+        given["callback_on_step_end"] = after_step
+    else:
+        given["callback"] = lambda step, time, latents: after_step(None, step, time, {"latents": latents})
     pipeline(
         **given,
         **watched(known, after_step),
@@ -335,21 +343,6 @@ def _denoise(
     )
     painted.latents.append(states)
     painted.timesteps.append(times)
-
-
-def _picture(plan: Plan, count: int) -> torch.Tensor:
-    """Something to start from: smooth waves of three colours, `[count, 3, height, width]` in [0, 1]."""
-    down = torch.linspace(0, 6.0, plan.height).view(-1, 1)
-    across = torch.linspace(0, 4.0, plan.width).view(1, -1)
-    waves = [torch.sin(down + phase) * torch.cos(across * (1 + phase)) for phase in (0.0, 1.0, 2.0)]
-    return (torch.stack(waves) / 2 + 0.5).expand(count, -1, -1, -1).contiguous()
-
-
-def _mask(plan: Plan) -> torch.Tensor:
-    """The left half is repainted: `[1, 1, height, width]`."""
-    mask = torch.zeros(1, 1, plan.height, plan.width)
-    mask[..., : plan.width // 2] = 1
-    return mask
 
 
 def _seeds(plan: Plan, g: int, group: list[int]) -> list[int]:
@@ -376,7 +369,7 @@ def _pipeline(checkpoint: Checkpoint, modules: Mapping[str, torch.nn.Module]) ->
             )
         parts[name] = part.from_pretrained(checkpoint.root / name)
     parts["vae"] = modules["vae_decoder"]
-    parts |= {name: module for name, module in modules.items() if name != "vae_decoder"}
+    parts |= {name: module for name, module in joined(modules).items() if name != "vae_decoder"}
     known = inspect.signature(base.__init__).parameters
     settings: dict[str, Any] = {
         n: v for n, v in checkpoint.index.items() if n in known and not isinstance(v, list | tuple | dict)

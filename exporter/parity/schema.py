@@ -275,13 +275,18 @@ class PipelineRun(Part):
 
 
 class PipelineReport(Part):
-    """The whole pipeline: same noise, same scheduler."""
+    """The whole pipeline: same noise, same scheduler.
+
+    Attributes:
+        given: What the runs were given besides their prompts, in words: the drawings that ControlNets follow.
+    """
 
     pipeline_class: str
     scheduler: str
     steps: int
     guidance: float
     exported: list[str]
+    given: str | None = None
     runs: list[PipelineRun] = Field(default_factory=list)
     not_checked: str | None = None
     verdict: Verdict = "INCONCLUSIVE"

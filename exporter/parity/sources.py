@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.artifact import Artifact, Manifest
 from exporter.checkpoints import Checkpoint, resolve
+from exporter.checkpoints.overlays.controlnet import class_below
 from exporter.errors import ArtifactError, CheckpointError
 
 
@@ -82,10 +83,10 @@ def check_same(manifest: Manifest, checkpoint: Checkpoint) -> None:
             f"this is revision {checkpoint.revision[:12]}.",
             hint="Judge it against the revision it was made from, or convert again.",
         )
-    if checkpoint.pipeline_class != source.pipeline_class:
+    made_from = class_below(source.overlays, source.pipeline_class)
+    if checkpoint.pipeline_class != made_from:
         raise ArtifactError(
-            f"The artifact was made from a {source.pipeline_class}, {checkpoint.source} is a "
-            f"{checkpoint.pipeline_class}."
+            f"The artifact was made from a {made_from}, {checkpoint.source} is a {checkpoint.pipeline_class}."
         )
     have = {file.path: file.sha256 for file in checkpoint.files} if source.files else {}
     hashes = set(have.values())

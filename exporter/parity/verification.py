@@ -341,6 +341,7 @@ class _Job:
         openers: dict[str, dict[str, Opened]],
         default_runs: list[Run],
     ) -> PipelineReport:
+        from exporter.parity.given import control_note
         from exporter.parity.painting import used
         from exporter.parity.quantised import note_schemes
         from exporter.parity.whole import compare_pipelines
@@ -355,6 +356,7 @@ class _Job:
         )
         if painted is None:
             return report
+        report.given = control_note(self.plan, [component.name for component in self.components])
         by_default = any("default" in opened for opened in openers.values())
         modes: list[Literal["graph", "default"]] = ["graph", "default"] if by_default else ["graph"]
         gates = {"graph": True, "default": any(r.gates for r in default_runs)}

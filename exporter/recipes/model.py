@@ -63,7 +63,7 @@ class Recipe(Section):
         model: What to convert, as after `exporter convert`.
         revision / variant: Of a Hub repository.
         loras: `FILE` or `FILE:SCALE` each, fused into the weights.
-        vae / textual_inversions: Laid over the model, as `exporter convert` does it.
+        vae / textual_inversions / controlnets: Laid over the model, as `exporter convert` does it.
         scheduler: A scheduler of diffusers in the place of the model's own.
         config / tokenizer: Folders that tell what a model in one file does not.
         base: Folder or Hub id that has the parts which a model in one file lacks.
@@ -88,6 +88,7 @@ class Recipe(Section):
     loras: list[str] = Field(default_factory=list)
     vae: str | None = None
     textual_inversions: list[str] = Field(default_factory=list)
+    controlnets: list[str] = Field(default_factory=list)
     scheduler: str | None = None
     config: str | None = None
     tokenizer: str | None = None
@@ -106,7 +107,8 @@ class Recipe(Section):
     def intake(self) -> dict[str, Any]:
         """How the model is opened and what is laid over it: arguments of `checkpoints.open_source`."""
         names = (
-            "loras", "vae", "textual_inversions", "scheduler", "config", "tokenizer", "base", "allow_pickle",
+            "loras", "vae", "textual_inversions", "controlnets", "scheduler", "config", "tokenizer", "base",
+            "allow_pickle",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

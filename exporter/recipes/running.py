@@ -272,6 +272,8 @@ def _intake_of(source: SourceRecord) -> dict[str, Any]:
             found.setdefault("loras", []).append(f"{overlay.source}{scale}")
         elif overlay.kind == "textual_inversion":
             found.setdefault("textual_inversions", []).append(overlay.source)
+        elif overlay.kind == "controlnet":
+            found.setdefault("controlnets", []).append(overlay.source)
         elif overlay.kind == "vae":
             found["vae"] = overlay.source
         elif overlay.kind == "scheduler":

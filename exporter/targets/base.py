@@ -376,9 +376,11 @@ class Target(ABC):
 
 def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, arguments: str = "") -> str:
     """Code that opens an artifact in a diffusers pipeline, or optimum's counterpart of one, and paints."""
-    given = ""
-    if "Img2Img" in pipeline_class or "Inpaint" in pipeline_class:
-        given = ', image=Image.new("RGB", (512, 512), "navy")'
+    given, starts = "", "Img2Img" in pipeline_class or "Inpaint" in pipeline_class
+    if "ControlNet" in pipeline_class or "Adapter" in pipeline_class:
+        given = f', {"control_image" if starts else "image"}=Image.open("edges.png")'
+    if starts:
+        given += ', image=Image.new("RGB", (512, 512), "navy")'
     if "Inpaint" in pipeline_class:
         given += ', mask_image=Image.new("L", (512, 512), 255)'
     name = f"{prefix}{pipeline_class}"

@@ -64,6 +64,9 @@ def model_index(
             continue
         is_part = isinstance(value, list | tuple) and len(value) == 2
         index[key] = [None, None] if is_part and key not in held else value
+    beside = [name for name in checkpoint.component_classes if name.startswith("controlnet_")]
+    if not held.issuperset(beside):  # some of several ControlNets are none
+        index["controlnet"] = [None, None]
     if "requires_safety_checker" in index and index.get("safety_checker", [None, None])[1] is None:
         index["requires_safety_checker"] = False
     return index

@@ -29,7 +29,16 @@ PARTS = {
     "pixart_alpha": PIXART,
     "sana": PIXART,
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
-}
+    "controlnet": ["text_encoder", "controlnet", "unet", "vae_decoder", "vae_encoder"],
+    "two_controlnets": ["text_encoder", "controlnet", "controlnet_1", "unet", "vae_decoder", "vae_encoder"],
+    "t2i_adapter": ["text_encoder", "adapter", "unet", "vae_decoder", "vae_encoder"],
+    "sdxl_t2i_adapter": [
+        "text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder",
+    ],
+    "sdxl_controlnet": [
+        "text_encoder", "text_encoder_2", "controlnet", "unet", "vae_decoder", "vae_encoder",
+    ],
+}  # fmt: skip
 USUAL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 

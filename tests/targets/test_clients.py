@@ -22,15 +22,20 @@ def test_the_pipeline_of_optimum_exists(target: str, pipeline_class: str) -> Non
     assert not (pipeline_class.startswith(NOT_IN_GENAI) and "OpenVINO GenAI" in {c.title for c in clients})
     client = clients[0]
     if client.language != "python":  # only where there is none
-        module, prefix = {"onnx": ("optimum.onnxruntime", "ORT"), "openvino": ("optimum.intel", "OV")}[target]
-        assert not hasattr(pytest.importorskip(module), prefix + pipeline_class)
+        library, prefix = {"onnx": ("onnxruntime", "ORT"), "openvino": ("intel", "OV")}[target]
+        assert not hasattr(pytest.importorskip(f"optimum.{library}"), f"{prefix}{pipeline_class}")
         return
     tree = ast.parse(client.code)
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     module = str(imported[0].module)
     pytest.importorskip(module)
     assert hasattr(import_module(module), imported[0].names[0].name)
-    assert ("image=" in client.code) == ("Img2Img" in pipeline_class or "Inpaint" in pipeline_class)
+    starts, controlled = (
+        "Img2Img" in pipeline_class or "Inpaint" in pipeline_class,
+        ("ControlNet" in pipeline_class or "Adapter" in pipeline_class),
+    )
+    assert (" image=" in client.code) == (starts or controlled)
+    assert ("control_image=" in client.code) == (starts and controlled)
     assert ("mask_image=" in client.code) == ("Inpaint" in pipeline_class)
 
 

@@ -1,4 +1,5 @@
-"""What is laid over a checkpoint before it is exported: another autoencoder, tokens, LoRAs, a scheduler."""
+"""What is laid over a checkpoint before it is exported: another autoencoder, ControlNets, tokens, LoRAs, a
+scheduler."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from exporter.artifact import OverlayRecord
 from exporter.checkpoints.checkpoint import Checkpoint
 from exporter.checkpoints.overlays.base import Overlaid
+from exporter.checkpoints.overlays.controlnet import with_controlnets
 from exporter.checkpoints.overlays.lora import LoraRequest, with_loras
 from exporter.checkpoints.overlays.scheduler import with_scheduler
 from exporter.checkpoints.overlays.textual_inversion import with_tokens
@@ -24,6 +26,7 @@ def lay_over(
     loras: Sequence[str] = (),
     scheduler: str | None = None,
     allow_pickle: bool = False,
+    controlnets: Sequence[str] = (),
 ) -> Checkpoint:
     """The checkpoint with everything laid over it, in the order of the arguments.
 
@@ -32,7 +35,8 @@ def lay_over(
         textual_inversions: Files with embeddings of new tokens.
         loras: `FILE` or `FILE:SCALE` each.
         scheduler: Name of a class of diffusers.
-        allow_pickle: Open pickled embeddings and autoencoders.
+        allow_pickle: Open pickled embeddings, autoencoders and ControlNets.
+        controlnets: Folders, Hub ids or checkpoints of ControlNets; laid after the autoencoder.
 
     Raises:
         CheckpointError: A file is missing, damaged, or does not fit the checkpoint.
@@ -40,6 +44,8 @@ def lay_over(
     """
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
+    if controlnets:
+        checkpoint = with_controlnets(checkpoint, controlnets, allow_pickle=allow_pickle)
     for file in textual_inversions:
         checkpoint = with_tokens(checkpoint, file, allow_pickle=allow_pickle)
     if loras:
@@ -58,11 +64,14 @@ def lay_again(
         ArtifactError: An overlay is missing, or has changed since.
     """
     vae = next((r.source for r in records if r.kind == "vae"), None)
+    nets = [r.source for r in records if r.kind == "controlnet"]
     tokens = [r.source for r in records if r.kind == "textual_inversion"]
     loras = [r for r in records if r.kind == "lora"]
     scheduler = next((r.source for r in records if r.kind == "scheduler"), None)
     try:
-        result = lay_over(checkpoint, vae=vae, textual_inversions=tokens, allow_pickle=allow_pickle)
+        result = lay_over(
+            checkpoint, vae=vae, textual_inversions=tokens, allow_pickle=allow_pickle, controlnets=nets
+        )
         if loras:
             requests = [LoraRequest(r.source, 1.0 if r.scale is None else r.scale) for r in loras]
             result = with_loras(result, requests)

@@ -178,6 +178,19 @@ def check_known(component: Component) -> None:
     Raises:
         UnsupportedError: They have none.
     """
+    if any(spec.name.startswith("down_intrablock") for spec in component.inputs):
+        raise UnsupportedError(
+            "Apple's runners know no T2I-Adapter, so a UNet that takes its features is not converted.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
+        )
+    if component.class_name == "ControlNetModel" or any("_residual" in s.name for s in component.inputs):
+        raise UnsupportedError(
+            "Apple's runners take a ControlNet without a scale, and a `control-unet` whose residuals "
+            f"are called additional_residual_0 …; this version writes neither, so the {component.name} of a "
+            f"{component.checkpoint.pipeline_class} is not converted to Core ML.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors, or the model without its "
+            "ControlNet to Core ML.",
+        )
     if component.name not in INPUTS or component.class_name in STRANGE_TEXTS:
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "

@@ -76,9 +76,10 @@ class OnnxTarget(Target):
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         if manifest.options.get("naming") == "transformers.js":  # optimum wants a folder a component
             return super().clients(repo, manifest)
-        if manifest.source.pipeline_class in WITHOUT_OPTIMUM:
+        kind = manifest.source.pipeline_class
+        if kind in WITHOUT_OPTIMUM or "ControlNet" in kind or "Adapter" in kind:
             return super().clients(repo, manifest)
-        code = diffusers_code("optimum.onnxruntime", "ORT", manifest.source.pipeline_class, repo)
+        code = diffusers_code("optimum.onnxruntime", "ORT", kind, repo)
         optimum = Client("optimum", 'pip install "optimum-onnx[onnxruntime]"', "python", code)
         return [optimum, *super().clients(repo, manifest)]
 

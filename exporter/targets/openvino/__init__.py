@@ -111,6 +111,10 @@ class OpenVinoTarget(Target):
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         kind = manifest.source.pipeline_class
+        if (
+            "ControlNet" in kind or "Adapter" in kind
+        ):  # neither optimum-intel nor GenAI has a pipeline with one
+            return super().clients(repo, manifest)
         optimum = diffusers_code("optimum.intel", "OV", kind, repo)
         genai = (
             "import openvino_genai\n"

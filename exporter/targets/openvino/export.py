@@ -266,8 +266,10 @@ def finish_model(
     from exporter.targets.openvino import model as surgery
     from exporter.targets.openvino import timestep
 
-    if any(spec.name == "timestep" and not spec.dims for spec in component.inputs):
-        surgery.widen_timestep(model, options.timestep)
+    scalars = [spec.name for spec in component.inputs if not spec.dims]
+    for name in scalars:
+        surgery.widen_scalar(model, name, options.timestep if name == "timestep" else "float32")
+    if "timestep" in scalars:
         known = surgery.tensor_names(model)
         sinusoid = next((n for n in modules.get(timestep.MODULE, ()) if n in known), None)
         if options.timestep == "int64" and sinusoid is not None:

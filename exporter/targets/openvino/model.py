@@ -50,25 +50,26 @@ def drop_conversion_notes(model: openvino.Model) -> None:
         del notes["conversion_parameters"]
 
 
-def widen_timestep(model: openvino.Model, dtype: str) -> None:
-    """Turn the scalar float32 input `timestep` into one of shape [1] and the given dtype.
+def widen_scalar(model: openvino.Model, name: str, dtype: str) -> None:
+    """Turn a scalar float32 input into one of shape [1] and the given dtype.
 
-    That is what the clients pass: OpenVINO GenAI sets an int64 tensor of one element.
+    That is what the clients pass: OpenVINO GenAI sets `timestep` as an int64 tensor of one element, and
+    OpenVINO's Python makes every scalar one.
     """
     import numpy as np
     import openvino
     from openvino import opset13 as ops
 
-    old = next((p for p in model.get_parameters() if p.output(0).get_any_name() == "timestep"), None)
+    old = next((p for p in model.get_parameters() if p.output(0).get_any_name() == name), None)
     if old is None:
         return
     kind = openvino.Type.i64 if dtype == "int64" else openvino.Type.f32
-    new = ops.parameter([1], kind, name="timestep")
-    value = new if kind == openvino.Type.f32 else ops.convert(new, "f32", name="timestep_float")
-    scalar = ops.squeeze(value, ops.constant(np.array([0]), name="timestep_axis"), name="timestep_scalar")
+    new = ops.parameter([1], kind, name=name)
+    value = new if kind == openvino.Type.f32 else ops.convert(new, "f32", name=f"{name}_float")
+    scalar = ops.squeeze(value, ops.constant(np.array([0]), name=f"{name}_axis"), name=f"{name}_scalar")
     for user in list(old.output(0).get_target_inputs()):
         user.replace_source_output(scalar.output(0))
-    new.output(0).set_names({"timestep"})
+    new.output(0).set_names({name})
     position = model.get_parameter_index(old)
     order = [new if i == position else p for i, p in enumerate(model.get_parameters())]
     model.remove_parameter(old)

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.architectures.base import origin
 from exporter.artifact import TensorRecord
+from exporter.errors import UnsupportedError
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent, component_size
 from exporter.targets.stablehlo.options import StableHloOptions
@@ -30,10 +32,24 @@ BORDER = {"int64": "int32"}
 
 
 def estimate(component: Component, options: StableHloOptions) -> Estimate:
-    """Disk: the weights and the program. Memory: a fixed amount, for weights are streamed."""
+    """Disk: the weights and the program. Memory: a fixed amount, for weights are streamed.
+
+    Raises:
+        UnsupportedError: Sizes of the component follow from each other, and none is baked.
+    """
+    if options.static is None and (component.class_name == "ControlNetModel" or _has_shares(component)):
+        raise UnsupportedError(
+            f"JAX cannot tell that sizes of the {component.name}'s inputs are halves or multiples of each "
+            f"other, as those around a ControlNet are.",
+            hint="Add --static 1xHEIGHTxWIDTH.",
+        )
     weights = component.parameters * ITEM_BYTES[options.dtype]
     largest = max((tensor.numel for tensor in component.weights.values()), default=0) * 4
     return Estimate(disk=weights + OVERHEAD_DISK, memory=OVERHEAD_MEMORY + 2 * largest)
+
+
+def _has_shares(component: Component) -> bool:
+    return any(isinstance(d, str) and origin(d)[1] > 1 for spec in component.inputs for d in spec.dims)
 
 
 def export(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.architectures.base import origin
 from exporter.errors import UnsupportedError
 from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
@@ -157,7 +158,8 @@ def free_symbols(
 
     Each is changed alone, then all that were right together; if that is wrong, none counts as free.
     """
-    used = {dim for spec in (*component.inputs, *component.outputs) for dim in spec.dims}
+    every = {d for s in (*component.inputs, *component.outputs) for d in s.dims if isinstance(d, str)}
+    used = {origin(dim)[0] for dim in every}
     changes = other_sizes(size)
     limit = SAME[options.dtype]
     progress.start(f"{component.name}: trying other shapes", len(changes) + 1)
@@ -172,8 +174,9 @@ def free_symbols(
     if len(right) > 1 and not agrees(component, module, traced, replace(size, **together), limit):
         right = {}
     progress.done()
-    baked = {dim for kind, dims in SYMBOLS.items() if kind not in right for dim in dims}
-    return {dim for kind in right for dim in SYMBOLS[kind]} - (baked & used)
+    baked = {dim for kind, dims in SYMBOLS.items() if kind not in right for dim in dims & used}
+    free = {dim for kind in right for dim in SYMBOLS[kind]} - baked
+    return free | {dim for dim in every if origin(dim)[0] in free}
 
 
 def other_sizes(size: Size) -> dict[str, list[int]]:

@@ -236,3 +236,10 @@ def test_what_apples_runners_have_no_place_for_is_refused_before_any_work(
     assert "--to onnx" in str(error.value.hint)
     assert not (tmp_path / "out").exists()
     make_plan(source, "coreml", tmp_path / "out", components=["vae_decoder"])
+
+
+@pytest.mark.parametrize("part", ["controlnet", "unet"])
+def test_a_controlnet_is_refused_by_name(part: str, tmp_path: Path) -> None:
+    source = str(make("controlnet", tmp_path / "controlnet"))
+    with pytest.raises(UnsupportedError, match=f"without a scale.* so the {part} of a StableDiffusionCont"):
+        make_plan(source, "coreml", tmp_path / "out", components=[part])
