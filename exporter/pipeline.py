@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 
-from exporter.architectures import components_of
+from exporter.architectures import components_of, is_generic
 from exporter.architectures.base import whole_module
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
@@ -106,6 +106,8 @@ def from_checkpoint(
     if type(checkpoint) is not Checkpoint:  # weights that do not lie in the folder as diffusers wants them
         given |= {c.folder: whole_module(c) for c in components_of(checkpoint)}
     pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
+    if is_generic(checkpoint):
+        pipeline.exporter_generic = True
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(where)
 
@@ -153,6 +155,10 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     """
     import diffusers
 
+    from exporter import generic_pipeline
+
+    if generic_pipeline.is_recorded(root):
+        return generic_pipeline.assemble(root, runners)
     cls = getattr(diffusers, pipeline_class)
     known = inspect.signature(cls.__init__).parameters
     modules: dict[str, Any] = {}
@@ -383,6 +389,13 @@ def paint(
             task or setting that the model has not.
     """
     report = progress or NullProgress()
+    if getattr(pipeline, "exporter_generic", None):
+        from exporter import generic_pipeline
+
+        return generic_pipeline.paint(
+            pipeline, prompts, seed=seed, steps=steps, guidance=guidance, height=height, width=width,
+            progress=report, negative_prompt=negative_prompt, image=image, mask=mask, strength=strength,
+        )  # fmt: skip
     pipeline = for_task(pipeline, image=image is not None, mask=mask is not None)
     native = native_size(pipeline)
     if image is not None and not _is_baked(pipeline):
