@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 
-from exporter.architectures import components_of
+from exporter.architectures import components_of, is_generic
 from exporter.architectures.base import whole_module
 from exporter.architectures.controlnet import control_argument, joined
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
@@ -114,6 +114,8 @@ def from_checkpoint(
     if type(checkpoint) is not Checkpoint:  # weights that do not lie in the folder as diffusers wants them
         given |= joined({c.folder: whole_module(c) for c in components_of(checkpoint)})
     pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
+    if is_generic(checkpoint):
+        pipeline.exporter_generic = True
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(where)
 
@@ -166,6 +168,10 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     """
     import diffusers
 
+    from exporter import generic_pipeline
+
+    if generic_pipeline.is_recorded(root):
+        return generic_pipeline.assemble(root, runners)
     cls = getattr(diffusers, pipeline_class)
     known = inspect.signature(cls.__init__).parameters
     modules: dict[str, Any] = {}
@@ -409,6 +415,13 @@ def paint(
             task or setting that the model has not.
     """
     report = progress or NullProgress()
+    if getattr(pipeline, "exporter_generic", None):
+        from exporter import generic_pipeline
+
+        return generic_pipeline.paint(
+            pipeline, prompts, seed=seed, steps=steps, guidance=guidance, height=height, width=width,
+            progress=report, negative_prompt=negative_prompt, image=image, mask=mask, strength=strength,
+        )  # fmt: skip
     pipeline = for_task(pipeline, image=image is not None, mask=mask is not None)
     native = native_size(pipeline)
     shown = image if image is not None else next(iter(control), None)
