@@ -12,11 +12,13 @@ _SD = "exporter.architectures.stable_diffusion"
 _SDXL = "exporter.architectures.stable_diffusion_xl"
 _SD3 = "exporter.architectures.stable_diffusion_3"
 _FLUX = "exporter.architectures.flux"
+_LTX = "exporter.architectures.ltx_video"
 FAMILIES = {
     "FluxFillPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
     "FluxPipeline": _FLUX,
+    "LTXPipeline": _LTX,
     "LatentConsistencyModelImg2ImgPipeline": _SD,
     "LatentConsistencyModelPipeline": _SD,
     "StableDiffusion3Img2ImgPipeline": _SD3,

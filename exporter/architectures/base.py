@@ -42,6 +42,9 @@ class Size:
         width: Picture width in pixels.
         sequence: Text tokens.
         factor: Pixels per latent cell (the VAE's scale).
+        frames: Of a clip; 1 of a picture. `latent_frames` is (frames - 1) // temporal + 1, and `video_tokens` the
+            number of latent cells of all of them.
+        temporal: Frames per latent frame after the first (a video VAE's scale in time).
     """
 
     batch: int = 1
@@ -49,11 +52,15 @@ class Size:
     width: int = 512
     sequence: int = 77
     factor: int = 8
+    frames: int = 1
+    temporal: int = 1
 
     def resolve(self, dim: Dim) -> int:
         """The number a dim stands for."""
         if isinstance(dim, int):
             return dim
+        cells = (self.height // self.factor) * (self.width // self.factor)
+        latent_frames = (self.frames - 1) // self.temporal + 1
         values = {
             "batch": self.batch,
             "height": self.height,
@@ -62,6 +69,9 @@ class Size:
             "latent_height": self.height // self.factor,
             "latent_width": self.width // self.factor,
             "image_tokens": (self.height // self.factor // PACKED) * (self.width // self.factor // PACKED),
+            "frames": self.frames,
+            "latent_frames": latent_frames,
+            "video_tokens": latent_frames * cells,
         }
         return values[dim]
 
@@ -104,6 +114,9 @@ class Component:
         renames: Maps a stored weight name (old checkpoints) to the module's name, or None to drop it.
         rows: Rows of a call to one picture: two where guidance runs both prompts at once.
         multiple: Latent cells by which it divides each side of a picture: patches, or a UNet's levels.
+        clip: Frames of a clip where nobody says how many: the pipeline's own default. 1 of a picture model.
+        published: Gives what clients read in the exported component's `config.json` besides the checkpoint's own
+            config: numbers that lie among its weights.
     """
 
     name: str
@@ -122,6 +135,8 @@ class Component:
     renames: Callable[[str], str | None] = field(default=lambda name: name)
     rows: int = 1
     multiple: int = 1
+    clip: int = 1
+    published: Callable[[], Mapping[str, Any]] = field(default=dict)
 
     @property
     def config(self) -> dict[str, Any]:

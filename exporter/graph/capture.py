@@ -6,11 +6,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import INNER, Component, Size, TensorSpec
 from exporter.errors import ExporterError, UnsupportedError
 from exporter.graph.attention import Attention, attention_as
+from exporter.graph.places import places_by_number
 from exporter.graph.rotary import rotary_by_table
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def capture(
 
     # With symbolic sizes the cache of fake operators rarely hits; asking it costs a fifth of the capture.
     uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-    with attention_as(attention), rotary_by_table(), quiet(), uncached:
+    with attention_as(attention), rotary_by_table(), places_by_number(fold=True), quiet(), uncached:
         try:
             return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=dynamic, strict=False)
         except ExporterError:
@@ -73,12 +75,11 @@ def is_cast(spec: TensorSpec) -> bool:
 def trace_size(component: Component) -> Size:
     """A size whose dims all differ, so that no two of them are taken for the same symbol."""
     native = component.native
-    return Size(
+    return replace(
+        native,
         batch=2,
-        height=native.height,
         width=native.width + 64 * native.factor,  # stays a multiple of whatever the model divides by
         sequence=max(native.sequence - 6, 3),
-        factor=native.factor,
     )
 
 

@@ -20,6 +20,7 @@ from exporter.architectures import encoded_names
 from exporter.architectures.base import DENOISERS
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
+from exporter.parity.clips import decoded, in_one
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,7 @@ class Plan:
         batch: Pictures per call of the pipeline (an artifact with a baked-in batch needs its own).
         height / width: Pixels.
         seed: Picture `i` starts from the noise of `seed + i`.
+        frames: Of each clip; 1 of a model of pictures.
     """
 
     prompts: tuple[str, ...]
@@ -53,6 +55,7 @@ class Plan:
     width: int
     batch: int = 1
     guidance: float = 7.5
+    frames: int = 1
 
     def groups(self) -> list[list[int]]:
         """Indices of the prompts of every call; the last one is filled up by repetition."""
@@ -76,7 +79,7 @@ class Painted:
     Attributes:
         latents: Per group, the latents after every step: `[batch, channel, height, width]` float32, or
             `[batch, patch, channel]` where the pipeline keeps them so.
-        images: Per group, `[batch, 3, height, width]` float32 in [-1, 1].
+        images: Per group, `[batch, 3, height, width]` float32 in [-1, 1], of clips `[batch, 3, frames, height, width]`.
         calls: Recorded calls by component name.
         timesteps: Per group, the timestep of every step.
     """
@@ -87,9 +90,9 @@ class Painted:
     timesteps: list[list[float]] = field(default_factory=list)
 
     def pictures(self, group: int, row: int) -> np.ndarray:
-        """One picture as `[height, width, channel]` floats in [0, 1]."""
-        picture = (self.images[group][row].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
-        return picture.double().numpy()
+        """One picture as `[height, width, channel]` floats in [0, 1]; of a clip all frames, one below the other."""
+        picture = in_one(self.images[group][row])
+        return (picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).double().numpy()
 
 
 METHODS = {"vae_decoder": "decode", "vae_encoder": "encode"}
@@ -114,10 +117,10 @@ class _Ports:
     def _route(self, component: Component, module: Any) -> Callable[..., Any]:
         name = component.name
         if name in METHODS:  # a decorator hides the names of their parameters
-            signature = inspect.signature(lambda self, x, return_dict=True, generator=None: None)
+            signature = inspect.signature(lambda self, x, temb=None, return_dict=True, generator=None: None)
         else:
             signature = inspect.signature(type(module).forward)
-        renamed = {"x": component.inputs[0].name} if name in METHODS else {}
+        renamed = {"x": component.inputs[0].name, "temb": "timestep"} if name in METHODS else {}
         harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -257,8 +260,13 @@ def paint(
             ports.open["vae_decoder"] = backend
             for g, states in enumerate(painted.latents):
                 ports.where = (f"prompt {g + 1}", (g, 0))
-                latents = _scaled(_unpacked(pipeline, plan, states[-1]), pipeline.vae.config)
-                painted.images.append(pipeline.vae.decode(latents, return_dict=False)[0])
+                if plan.frames > 1 or ports.components["vae_decoder"].clip > 1:
+                    painted.images.append(
+                        decoded(pipeline, plan, states[-1], ports.components["vae_decoder"])
+                    )
+                else:
+                    latents = _scaled(_unpacked(pipeline, plan, states[-1]), pipeline.vae.config)
+                    painted.images.append(pipeline.vae.decode(latents, return_dict=False)[0])
                 tick("decode")
     return painted
 
@@ -310,6 +318,7 @@ def _denoise(
 
     known = inspect.signature(pipeline.__call__).parameters
     given: dict[str, Any] = {"height": plan.height, "width": plan.width, "num_inference_steps": plan.steps}
+    given["num_frames"] = plan.frames
     if "mask_image" in known:
         given |= {"image": _picture(plan, len(group)), "mask_image": _mask(plan), "strength": 1.0}
     elif "image" in known:

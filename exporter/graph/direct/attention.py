@@ -29,19 +29,26 @@ def scaled_dot_product(
     """
     if dropout_p or enable_gqa or emitter.fake(node.args[0]).dim() != 4:
         raise NotCovered("attention with dropout or grouped keys")
-    mask = _mask(emitter, node, attn_mask)
+    mask = _mask(emitter, node, query, attn_mask)
     form = {"fused": _fused, "opset23": _standard, "decomposed": _decomposed}[emitter.attention]
     return form(emitter, node, query, key, value, mask, is_causal, scale)
 
 
-def _mask(emitter: Emitter, node: Node, mask: Operand | None) -> Operand | None:
-    """The mask as numbers to add to the scores."""
+def _mask(emitter: Emitter, node: Node, tokens: Operand, mask: Operand | None) -> Operand | None:
+    """The mask as numbers to add to the scores; one row for all tokens is repeated where an operator wants that."""
     if mask is None:
         return None
     argument = node.args[3] if len(node.args) > 3 else node.kwargs["attn_mask"]
     query, fake = emitter.fake(node.args[0]), emitter.fake(argument)
-    if fake.dim() != 4 or not same_dim(fake.shape[2], query.shape[2]):
+    one_row = fake.dim() == 4 and same_dim(fake.shape[2], 1)
+    if fake.dim() != 4 or not (one_row or same_dim(fake.shape[2], query.shape[2])):
         raise NotCovered("an attention mask without a row per token")
+    if one_row and fake.dtype != torch.bool and emitter.attention == "fused":
+        # Which broadcasts over batch and heads only.
+        wide = emitter.emit("Shape", [tokens], {"start": 2, "end": 3})
+        one = emitter.ints([1])
+        shape = emitter.emit("Concat", [one, one, wide, one], {"axis": 0})
+        mask = emitter.emit("Expand", [mask, shape])
     if fake.dtype == torch.bool:
         # The lowest finite number rather than -inf: a row that is masked out whole stays finite.
         lowest = torch.tensor(torch.finfo(query.dtype).min, dtype=query.dtype)

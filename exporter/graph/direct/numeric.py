@@ -20,7 +20,7 @@ VIEWS = {
     f"aten.{name}"
     for name in (
         "alias.default", "detach.default", "view.default", "reshape.default", "flatten.using_ints",
-        "unflatten.int", "permute.default", "transpose.int", "unsqueeze.default", "squeeze.dim",
+        "unflatten.int", "movedim.int", "permute.default", "transpose.int", "unsqueeze.default", "squeeze.dim",
         "expand.default", "slice.Tensor", "select.int", "chunk.default", "unbind.int",
         "split_with_sizes.default", "to.dtype", "contiguous.default", "type_as.default",
     )

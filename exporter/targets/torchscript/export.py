@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
+from exporter.graph.places import places_by_number
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.torch_module import (
@@ -40,8 +41,9 @@ OVERHEAD_MEMORY = 900 * MB
 """torch and diffusers themselves."""
 SYMBOLS = {
     "batch": {"batch"},
-    "height": {"height", "latent_height", "image_tokens"},
-    "width": {"width", "latent_width", "image_tokens"},
+    "height": {"height", "latent_height", "image_tokens", "video_tokens"},
+    "width": {"width", "latent_width", "image_tokens", "video_tokens"},
+    "frames": {"frames", "latent_frames", "video_tokens"},
     "sequence": {"sequence"},
 }
 """What a size names → the dims that depend on it."""
@@ -95,7 +97,7 @@ def export(
     with torch.no_grad(), quiet():
         for _ in range(options.warm_up):
             module(*example.values())
-        with naming(module) as modules:
+        with naming(module) as modules, places_by_number(fold=False):
             try:
                 traced = torch.jit.trace(module, tuple(example.values()), check_trace=False).eval()
             except Exception as error:  # torch raises dozens of types here
@@ -182,6 +184,7 @@ def other_sizes(size: Size) -> dict[str, list[int]]:
         "batch": [1, size.batch + 1],
         "height": [size.height - step if size.height >= 2 * step else size.height + step],
         "width": [size.width - step if size.width >= 2 * step else size.width + step],
+        "frames": [size.frames + size.temporal],
         "sequence": [max(size.sequence * 2 // 3, 2)],
     }
 
