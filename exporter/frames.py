@@ -1,7 +1,8 @@
 """Clips in numbers: which counts of frames a video model can make, and what is said of the others.
 
-The first latent frame stands for one frame, each further one for `temporal` of them: 8k + 1 frames at a scale of 8.
-diffusers rounds other numbers without a word, to fewer frames than were asked for; here they are refused.
+The first latent frame stands for one frame, each further one for `temporal` of them: 8k + 1 frames at a scale
+of 8. diffusers rounds other numbers without a word, to fewer frames than were asked for; here they are
+refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
+
+
+VIDEO_PIPELINES = ("LTXPipeline",)
+"""Classes of diffusers that make clips."""
 
 
 def check_frames(frames: int, temporal: int, what: str) -> None:

@@ -238,7 +238,8 @@ def select_components(available: list[Component], wanted: list[str] | None, sour
 def check_static(options: Options, components: list[Component]) -> None:
     """
     Raises:
-        UsageError: A static picture size that the VAE's factor does not divide, or frames that no latents stand for.
+        UsageError: A static picture size that the VAE's factor does not divide, or frames that no latents
+            stand for.
     """
     from exporter.targets.options import size_text
 
@@ -247,11 +248,10 @@ def check_static(options: Options, components: list[Component]) -> None:
         check_baked(static, components)
         factor = components[0].native.factor
         if height % factor or width % factor:
+            nearest = (batch, _round(height, factor), _round(width, factor), *frames)
             raise UsageError(
                 f"--static {size_text(static)}: height and width must be multiples of {factor}.",
-                hint="Try "
-                + size_text((batch, _round(height, factor), _round(width, factor), *frames))
-                + ".",
+                hint=f"Try {'x'.join(map(str, nearest))}.",
             )
 
 

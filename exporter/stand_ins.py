@@ -163,7 +163,8 @@ class ExportedTransformer(ExportedModule):
     def forward(self, hidden_states: torch.Tensor, *, return_dict: bool = True, **others: Any) -> Any:
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-        given = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
+        said = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
+        given = {name: _tensor(value) for name, value in said.items()}
         unknown = sorted(set(given) - self.names)
         if unknown:
             raise UsageError(
@@ -171,6 +172,12 @@ class ExportedTransformer(ExportedModule):
             )
         (out,) = self.call(self.runner, hidden_states=hidden_states, **given)
         return Transformer2DModelOutput(sample=out) if return_dict else (out,)
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Pipelines of clips pass counts and scales as numbers, and masks as truths."""
+    tensor = torch.as_tensor(value)
+    return tensor.long() if tensor.dtype == torch.bool else tensor
 
 
 class ExportedVae(ExportedModule):

@@ -333,7 +333,7 @@ def ltx(tokenizer: Any) -> Any:
 
 
 def ltx_095(tokenizer: Any) -> Any:
-    """LTX-Video from 0.9.5 on: a decoder that removes the last noise itself, blocks that fold space and time."""
+    """LTX-Video from 0.9.5 on: a decoder that removes the last noise, blocks that fold space and time."""
     return _ltx(
         "LTXPipeline",
         block_out_channels=(8, 16, 16, 32, 32),

@@ -106,8 +106,8 @@ class Transformer(nn.Module):
 class VideoTransformer(nn.Module):
     """LTX-Video: latents as a row of tokens, and the numbers that say where each token is → `out_sample`.
 
-    `num_frames`, `height` and `width` count latent cells, int64 of rank 0; `rope_interpolation_scale` is seconds
-    per latent frame, pixels per row and per column.
+    `num_frames`, `height` and `width` count latent cells, int64 of rank 0; `rope_interpolation_scale` is
+    seconds per latent frame, pixels per row and per column.
     """
 
     def __init__(self, inner: nn.Module) -> None:

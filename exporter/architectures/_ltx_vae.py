@@ -1,7 +1,7 @@
 """The causal video autoencoder of LTX-Video as two components, decoder and encoder.
 
-From 0.9.1 on the decoder removes the last of the noise itself: it takes a timestep. Some versions add noise of
-their own in the decoder; what they give is another clip each time, and is not converted.
+From 0.9.1 on the decoder removes the last of the noise itself: it takes a timestep. Some versions add noise
+of their own in the decoder; what they give is another clip each time, and is not converted.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ def video_vae_components(checkpoint: Checkpoint, native: Size, clip: int) -> lis
     config = checkpoint.config("vae")
     if any(config.get("decoder_inject_noise") or ()):
         raise CheckpointError(
-            f"{checkpoint.source}, component 'vae': its decoder adds noise of its own (decoder_inject_noise), so it "
-            "gives another clip each time, and nothing can be compared.",
-            hint="Convert LTX-Video 0.9.0, or 0.9.5 and later, whose decoders do not; or leave it out with "
-            "--component text_encoder --component transformer of such a version.",
+            f"{checkpoint.source}, component 'vae': the decoder adds noise itself (decoder_inject_noise): "
+            "it gives another clip each time, and nothing can be compared.",
+            hint="Convert a version of LTX-Video whose decoder does not, such as 0.9.0 or 0.9.5.",
         )
     return [_decoder(checkpoint, config, native, clip), _encoder(checkpoint, config, native, clip)]
 

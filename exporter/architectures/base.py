@@ -42,8 +42,8 @@ class Size:
         width: Picture width in pixels.
         sequence: Text tokens.
         factor: Pixels per latent cell (the VAE's scale).
-        frames: Of a clip; 1 of a picture. `latent_frames` is (frames - 1) // temporal + 1, and `video_tokens` the
-            number of latent cells of all of them.
+        frames: Of a clip; 1 of a picture. `latent_frames` is (frames - 1) // temporal + 1, and
+            `video_tokens` the number of latent cells of all of them.
         temporal: Frames per latent frame after the first (a video VAE's scale in time).
     """
 
@@ -115,8 +115,8 @@ class Component:
         rows: Rows of a call to one picture: two where guidance runs both prompts at once.
         multiple: Latent cells by which it divides each side of a picture: patches, or a UNet's levels.
         clip: Frames of a clip where nobody says how many: the pipeline's own default. 1 of a picture model.
-        published: Gives what clients read in the exported component's `config.json` besides the checkpoint's own
-            config: numbers that lie among its weights.
+        published: Gives what clients read in the exported component's `config.json` besides the
+            checkpoint's own config: numbers that lie among its weights.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ from exporter.errors import DestinationError
             'exporter run model.safetensors "a lighthouse" -o try.png --lora style.safetensors:0.8',
         ),
         (
+            "A clip, of a video model",
+            'exporter run ltx-onnx "waves at a harbour" -o clip.gif --frames 25 --height 256 --width 384',
+        ),
+        (
             "Let the runtime choose its arithmetic, as most clients do",
             'exporter run shapes-ov "a small green circle" -o circle.png --precision-hint default',
         ),
@@ -54,7 +59,8 @@ from exporter.errors import DestinationError
 @click.argument("prompt")
 @click.option(
     "-o", "--output", "picture", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help="The picture to write; the suffix gives the format (.png, .jpg, .webp).",
+    help="The picture to write; the suffix gives the format (.png, .jpg, .webp). Of a video model .mp4, "
+    ".gif, or none: a folder of PNGs.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first noise.")
 @click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Scheduler steps.")
@@ -63,6 +69,10 @@ from exporter.errors import DestinationError
 )
 @click.option("--height", type=click.IntRange(min=1), help="Pixels.  [default: the native height]")
 @click.option("--width", type=click.IntRange(min=1), help="Pixels.  [default: the native width]")
+@click.option(
+    "--frames", type=click.IntRange(min=1), help="Of a clip, 8k + 1 of them.  [default: the pipeline's]"
+)
+@click.option("--fps", type=Finite(above=0), help="Frames a second of a clip.  [default: the pipeline's]")
 @click.option("--negative-prompt", metavar="TEXT", help="What the picture should not show.")
 @click.option(
     "--image", type=click.Path(path_type=Path), metavar="FILE",
@@ -98,6 +108,8 @@ def command(
     guidance: float,
     height: int | None,
     width: int | None,
+    frames: int | None,
+    fps: float | None,
     negative_prompt: str | None,
     image: Path | None,
     strength: float | None,
@@ -114,10 +126,15 @@ def command(
     The pipeline around the components is diffusers' own, so the same seed gives the same picture
     in every format as far as the format's arithmetic allows.
     """
+    from exporter import clips
+    from exporter.clip_files import write_clip
     from exporter.inspection import blame_changes
     from exporter.inspection import trust as state_of
 
-    check_picture_path(picture)
+    asked = {"--frames": frames, "--fps": fps, "--image": image, "--mask": mask, "--strength": strength}
+    video = clips.makes_clips(source)
+    if video is not None:
+        check_output(picture, video, asked)
     intake = {name: value for name, value in intake_of(given).items() if value}
     state = state_of(source)
     if state is not None:
@@ -133,32 +150,38 @@ def command(
             **intake,
         )  # fmt: skip
         progress.done()
+        if video is None:
+            check_output(picture, clips.is_video(loaded), asked)
         pipeline.spare_memory(loaded, tiling=vae_tiling)
         for note in getattr(loaded, "exporter_notes", ()):
             output.note(note)
-        (painted,) = pipeline.paint(
-            loaded,
-            [prompt],
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            height=height,
-            width=width,
-            negative_prompt=negative_prompt,
-            image=start,
-            mask=hole,
-            strength=strength,
-            progress=progress,
-        )
-    painted.save(picture)
+        common: dict[str, Any] = {
+            "seed": seed, "steps": steps, "guidance": guidance, "height": height, "width": width,
+            "negative_prompt": negative_prompt, "progress": progress,
+        }  # fmt: skip
+        clip = None
+        if clips.is_video(loaded):
+            clip = clips.film(loaded, prompt, frames=frames, fps=fps, **common)
+            painted = clip.frames[0]
+        else:
+            (painted,) = pipeline.paint(
+                loaded, [prompt], image=start, mask=hole, strength=strength, **common
+            )  # fmt: skip
+    if clip is not None:
+        write_clip(clip, picture)
+    else:
+        painted.save(picture)
     seconds = time.monotonic() - started
     compiling = pipeline.compile_seconds(loaded)
+    length = "" if clip is None else f", {len(clip.frames)} frames at {clip.fps:g} a second"
     told = f", of which {seconds_text(compiling)} compiling" if compiling else ""
     output.result(
         {
             "picture": picture,
             "width": painted.width,
             "height": painted.height,
+            "frames": 1 if clip is None else len(clip.frames),
+            "fps": None if clip is None else clip.fps,
             "source": source,
             "prompt": prompt,
             "seed": seed,
@@ -173,10 +196,29 @@ def command(
             "compile_seconds": round(compiling, 3),
         },
         human=lambda console: console.print(
-            f"{picture}  {painted.width}×{painted.height}, {seconds_text(seconds)}{told}", soft_wrap=True
+            f"{picture}  {painted.width}×{painted.height}{length}, {seconds_text(seconds)}{told}",
+            soft_wrap=True,
         ),
         quiet=str(picture),
     )
+
+
+def check_output(path: Path, video: bool, asked: Mapping[str, Any]) -> None:
+    """Say before the work what of the request the model cannot do, and that the file could not be written.
+
+    Args:
+        asked: Flags that only some models have, with what was given for them.
+
+    Raises:
+        UsageError: A flag that this kind of model has not.
+        DestinationError: As `check_picture_path` and `check_clip_path`.
+        BackendMissing: MP4 without its encoder.
+    """
+    from exporter.clip_files import check_clip_path
+    from exporter.clips import check_request
+
+    check_request(video, asked)
+    (check_clip_path if video else check_picture_path)(path)
 
 
 def check_picture_path(path: Path) -> None:

@@ -1,10 +1,10 @@
 """Places of a clip's tokens, computed from the tokens' numbers.
 
-LTX-Video makes ranges as long as the latents have frames, rows and columns, and joins them: three numbers that are
-inputs would be lengths of tensors, and no tracer can tell that their product is the number of tokens. Token `i` is
-in column `i mod width` of row `i / width` of its frame: integers, which every runtime computes alike. From there on
-it is the library's arithmetic, in its order. The library's function is replaced only while a program is traced; the
-reference that parity runs is never patched.
+LTX-Video makes ranges as long as the latents have frames, rows and columns, and joins them: three numbers
+that are inputs would be lengths of tensors, and no tracer can tell that their product is the number of
+tokens. Token `i` is in column `i mod width` of row `i / width` of its frame: integers, which every runtime
+computes alike. From there on it is the library's arithmetic, in its order. The library's function is
+replaced only while a program is traced; the reference that parity runs is never patched.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def places_by_number(*, fold: bool) -> Iterator[None]:
     """Inside, places of a clip's tokens are traced as arithmetic on their numbers.
 
     Args:
-        fold: Frequencies, which depend on nothing, are constants: PyTorch's own float32 numbers. In a program that
-            PyTorch runs they are computed, on the device it is loaded on.
+        fold: Frequencies, which depend on nothing, are constants: PyTorch's own float32 numbers. In a program
+            that PyTorch runs they are computed, on the device it is loaded on.
     """
     module = sys.modules.get(MODULE)
     owner: Any = getattr(module, CLASS, None)

@@ -1,4 +1,4 @@
-"""What is different where a run paints clips: decoding, measuring all frames at once, and other clips to try."""
+"""What is different where a run paints clips: decoding, measuring all frames at once, other clips to try."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def decoded(pipeline: Any, plan: Plan, latents: torch.Tensor, decoder: Component
 
 
 def in_one(picture: torch.Tensor) -> torch.Tensor:
-    """`[channel, height, width]`: a picture as it is, the frames of a clip one below the other, so that what is
-    measured of a picture is measured of all frames at once."""
+    """`[channel, height, width]`: a picture as it is, the frames of a clip one below the other, so that what
+    is measured of a picture is measured of all frames at once."""
     return picture.flatten(1, 2) if picture.dim() == 4 else picture
 
 
@@ -84,7 +84,7 @@ def other_lengths(component: Component, now: dict[str, int], symbols: set[str]) 
 
 
 def other_clips(tensors: Tensors) -> list[tuple[str, str, Tensors]]:
-    """Of the transformer, whose tokens are in a row: one more latent frame, another aspect, other seconds a frame.
+    """Of the transformer, whose tokens are in a row: a latent frame more, another aspect, slower frames.
 
     Returns:
         Kind, label and inputs of each.

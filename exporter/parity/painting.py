@@ -79,7 +79,8 @@ class Painted:
     Attributes:
         latents: Per group, the latents after every step: `[batch, channel, height, width]` float32, or
             `[batch, patch, channel]` where the pipeline keeps them so.
-        images: Per group, `[batch, 3, height, width]` float32 in [-1, 1], of clips `[batch, 3, frames, height, width]`.
+        images: Per group, `[batch, 3, height, width]` float32 in [-1, 1]; of clips
+            `[batch, 3, frames, height, width]`.
         calls: Recorded calls by component name.
         timesteps: Per group, the timestep of every step.
     """
@@ -90,7 +91,8 @@ class Painted:
     timesteps: list[list[float]] = field(default_factory=list)
 
     def pictures(self, group: int, row: int) -> np.ndarray:
-        """One picture as `[height, width, channel]` floats in [0, 1]; of a clip all frames, one below the other."""
+        """One picture as `[height, width, channel]` floats in [0, 1]; the frames of a clip one below the
+        other."""
         picture = in_one(self.images[group][row])
         return (picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).double().numpy()
 

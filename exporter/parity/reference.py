@@ -43,8 +43,8 @@ def plan_of(
     """What is painted.
 
     Args:
-        size: `(pictures, height, width)` where an artifact's shapes are baked, of a video model perhaps with frames;
-            None is the native size.
+        size: `(pictures, height, width)` where an artifact's shapes are baked, of a video model perhaps with
+            frames; None is the native size.
         prompts: None or nothing takes `default_prompts`.
     """
     from exporter.architectures import components_of

@@ -21,8 +21,8 @@ class Options(BaseModel):
 
     Attributes:
         dtype: Dtype of the stored weights (and of the arithmetic where the runtime follows it).
-        static: `(batch, height, width)` in pictures and pixels bakes the shapes, of a video model with the frames
-            as a fourth number; None keeps them dynamic.
+        static: `(batch, height, width)` in pictures and pixels bakes the shapes, of a video model with the
+            frames as a fourth number; None keeps them dynamic.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,7 +91,8 @@ def _size_of(value: Any) -> Any:
     parts = value.lower().replace("×", "x").split("x")
     if len(parts) not in (3, 4) or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
         raise ValueError(
-            f"{value!r} is not BATCHxHEIGHTxWIDTH, for example 1x512x512 (of a video model BATCHxHEIGHTxWIDTHxFRAMES)"
+            f"{value!r} is not BATCHxHEIGHTxWIDTH, for example 1x512x512 (of a video model "
+            "BATCHxHEIGHTxWIDTHxFRAMES)"
         )
     return tuple(int(p) for p in parts)
 

@@ -35,7 +35,8 @@ def scaled_dot_product(
 
 
 def _mask(emitter: Emitter, node: Node, tokens: Operand, mask: Operand | None) -> Operand | None:
-    """The mask as numbers to add to the scores; one row for all tokens is repeated where an operator wants that."""
+    """The mask as numbers to add to the scores; one row for all tokens is repeated where an operator wants
+    that."""
     if mask is None:
         return None
     argument = node.args[3] if len(node.args) > 3 else node.kwargs["attn_mask"]
