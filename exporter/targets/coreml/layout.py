@@ -174,6 +174,12 @@ def check_known(component: Component) -> None:
     Raises:
         UnsupportedError: They have none.
     """
+    if component.clip > 1:
+        raise UnsupportedError(
+            "Core ML packages are made for Apple's runners, and those make no clips, as a "
+            f"{component.checkpoint.pipeline_class} does.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
+        )
     if component.name not in INPUTS or component.class_name == "T5EncoderModel":
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "
