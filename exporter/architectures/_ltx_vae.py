@@ -52,14 +52,15 @@ def _decoder(checkpoint: Checkpoint, config: dict[str, Any], native: Size, clip:
     if config.get("timestep_conditioning"):
         inputs.append(TensorSpec("timestep", "float32", ("batch",)))
 
-    def statistics() -> dict[str, Any]:
+    def published() -> dict[str, Any]:
         """Under the names by which optimum-intel and OpenVINO GenAI read them."""
         stored = checkpoint.stored("vae")
         channels = int(config["latent_channels"])
-        return {
+        numbers = {
             f"{name}_data": stored[name].load().float().tolist() if name in stored else [default] * channels
             for name, default in STATISTICS.items()
         }
+        return {**numbers, **_halvings(config)}
 
     return Component(
         name="vae_decoder",
@@ -74,8 +75,23 @@ def _decoder(checkpoint: Checkpoint, config: dict[str, Any], native: Size, clip:
         used=("decoder.",),
         make_inputs={"timestep": _time},
         clip=clip,
-        published=statistics,
+        published=published,
     )
+
+
+def _halvings(config: dict[str, Any]) -> dict[str, Any]:
+    """`spatio_temporal_scaling` with as many halvings as the scale has, where those two differ.
+
+    Both clients take the encoder's blocks for halvings of space and time alike, which from 0.9.5 on some are
+    not, and do not read `spatial_compression_ratio`. It says nothing of the decoder.
+    """
+    space, time = compression(config)
+    blocks = list(config.get("spatio_temporal_scaling", (True, True, True, False)))
+    for count in range(len(blocks) + 1):
+        patches = (int(config.get("patch_size", 4)), int(config.get("patch_size_t", 1)))
+        if sum(blocks) != count and tuple(patch * 2**count for patch in patches) == (space, time):
+            return {"spatio_temporal_scaling": [place < count for place in range(len(blocks))]}
+    return {}
 
 
 def _encoder(checkpoint: Checkpoint, config: dict[str, Any], native: Size, clip: int) -> Component:

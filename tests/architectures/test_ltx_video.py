@@ -90,6 +90,20 @@ def test_statistics_of_latents_are_published(folders: dict[str, Path]) -> None:
     assert numbers["latents_std_data"] == pytest.approx(torch.linspace(0.5, 1.5, 8).tolist())
 
 
+def test_clients_find_the_scale_that_the_autoencoder_has(folders: dict[str, Path]) -> None:
+    decoder = named(folders["ltx_095"])["vae_decoder"]
+    assert decoder.config["spatio_temporal_scaling"] == [True] * 4 and decoder.native.factor == 32
+    assert decoder.published()["spatio_temporal_scaling"] == [True, True, True, False]
+    assert "spatio_temporal_scaling" not in named(folders["ltx"])["vae_decoder"].published()
+
+
+def test_what_genai_cannot_open_is_said(folders: dict[str, Path]) -> None:
+    pytest.importorskip("openvino")
+    said = {f: make_plan(str(folders[f]), "openvino").notes for f in VIDEO}
+    assert any("GenAI opens no decoder that takes a timestep" in note for note in said["ltx_095"])
+    assert not any("GenAI" in note for note in said["ltx"])
+
+
 def test_a_baked_size_has_the_pipelines_frames_where_none_are_given(folders: dict[str, Path]) -> None:
     parts = named(folders["ltx"])
     assert component_size(parts["transformer"], (1, 64, 96)).frames == FRAMES

@@ -101,7 +101,15 @@ class OpenVinoTarget(Target):
         from exporter.targets.openvino.schedulers import scheduler_remark
 
         remark = scheduler_remark(checkpoint)
-        return [] if remark is None else [remark]
+        found = [] if remark is None else [remark]
+        if checkpoint.pipeline_class in VIDEO_PIPELINES and checkpoint.config("vae").get(
+            "timestep_conditioning"
+        ):
+            found.append(
+                "OpenVINO GenAI opens no decoder that takes a timestep (timestep_conditioning), as this one "
+                "does; optimum-intel and `exporter run` do"
+            )
+        return found
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         kind = manifest.source.pipeline_class
