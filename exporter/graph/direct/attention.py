@@ -44,17 +44,17 @@ def _mask(emitter: Emitter, node: Node, tokens: Operand, mask: Operand | None) -
     one_row = fake.dim() == 4 and same_dim(fake.shape[2], 1)
     if fake.dim() != 4 or not (one_row or same_dim(fake.shape[2], query.shape[2])):
         raise NotCovered("an attention mask without a row per token")
-    if one_row and fake.dtype != torch.bool and emitter.attention == "fused":
-        # Which broadcasts over batch and heads only.
-        wide = emitter.emit("Shape", [tokens], {"start": 2, "end": 3})
-        one = emitter.ints([1])
-        shape = emitter.emit("Concat", [one, one, wide, one], {"axis": 0})
-        mask = emitter.emit("Expand", [mask, shape])
     if fake.dtype == torch.bool:
         # The lowest finite number rather than -inf: a row that is masked out whole stays finite.
         lowest = torch.tensor(torch.finfo(query.dtype).min, dtype=query.dtype)
-        return emitter.emit("Where", [mask, torch.tensor(0, dtype=query.dtype), lowest])
-    return emitter.cast(mask, query.dtype, fake.dtype)
+        mask = emitter.emit("Where", [mask, torch.tensor(0, dtype=query.dtype), lowest])
+    else:
+        mask = emitter.cast(mask, query.dtype, fake.dtype)
+    if not one_row or emitter.attention == "decomposed":
+        return mask
+    # The operators of the other forms broadcast over batch and heads only (ONNX Runtime 1.32).
+    one, wide = emitter.ints([1]), emitter.emit("Shape", [tokens], {"start": 2, "end": 3})
+    return emitter.emit("Expand", [mask, emitter.emit("Concat", [one, one, wide, one], {"axis": 0})])
 
 
 def _rows(emitter: Emitter, argument: Any, tensor: Operand) -> Operand:
