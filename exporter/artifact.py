@@ -52,16 +52,20 @@ class TensorRecord(Record):
     dims: list[int | str]
 
 
+Baked = tuple[int, int, int] | tuple[int, int, int, int]
+"""`(pictures, height, width)` in pixels, and of a video model the frames."""
+
+
 class SizeRecord(Record):
     """One of several sizes that a component was baked for.
 
     Attributes:
-        static: `(pictures, height, width)` in pixels.
+        static: `(pictures, height, width)` in pixels, and of a video model the frames.
         entry: The file a runtime opens for it. Sizes whose shapes are equal share one.
         function: Which part of the file, where one file holds several sizes (Core ML).
     """
 
-    static: tuple[int, int, int]
+    static: Baked
     entry: str
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]
@@ -93,7 +97,7 @@ class ComponentRecord(Record):
     details: dict[str, Any] = Field(default_factory=dict)
     sizes: list[SizeRecord] = Field(default_factory=list)
 
-    def at(self, static: tuple[int, int, int]) -> ComponentRecord:
+    def at(self, static: Baked) -> ComponentRecord:
         """The record of one of its sizes; itself where it has only one."""
         found = next((size for size in self.sizes if size.static == static), None)
         if found is None:
@@ -199,11 +203,11 @@ class Manifest(Record):
         pairs = sorted((f.path, f.sha256) for f in self.all_files())
         return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
-    def sizes(self) -> list[tuple[int, int, int]]:
+    def sizes(self) -> list[Baked]:
         """Every size it was baked for, where there are several."""
         return list(dict.fromkeys(size.static for c in self.components for size in c.sizes))
 
-    def at(self, static: tuple[int, int, int]) -> Manifest:
+    def at(self, static: Baked) -> Manifest:
         """As if it had been baked for one of its sizes only."""
         options = {**self.options, "static": list(static), "more_sizes": []}
         return self.model_copy(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifact import Artifact
 
 if TYPE_CHECKING:
+    from exporter.artifact import Manifest
     from exporter.parity.schema import Report
 
 CARD = "README.md"
@@ -51,7 +52,7 @@ def make_card(artifact: Artifact, repo: str) -> str:
     front: dict[str, Any] = {
         **license_fields,
         "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
+        "pipeline_tag": "text-to-video" if _makes_clips(manifest) else "text-to-image",
         "tags": ["exporter", manifest.target],
     }
     if hub_source:
@@ -83,6 +84,12 @@ def make_card(artifact: Artifact, repo: str) -> str:
         command=command(artifact),
         size=sum(file.bytes for file in manifest.all_files()),
     )
+
+
+def _makes_clips(manifest: Manifest) -> bool:
+    from exporter.frames import VIDEO_PIPELINES
+
+    return manifest.source.pipeline_class in VIDEO_PIPELINES
 
 
 def stored_report(artifact: Artifact) -> Report | None:

@@ -43,7 +43,10 @@ FOLDER = "compiled"
 NOTE = "compiled.json"
 LIMIT = 1e-3
 """Largest relative L2 difference to the artifact opened as ever: same kernels, so as a rule none at all."""
-SIZES = {"batch": 2, "sequence": 77, "latent_height": 16, "latent_width": 16, "height": 128, "width": 128}
+SIZES = {
+    "batch": 2, "sequence": 77, "latent_height": 16, "latent_width": 16, "height": 128, "width": 128,
+    "frames": 9, "latent_frames": 2, "video_tokens": 32,
+}  # fmt: skip
 """Of dims that are dynamic, when the two are compared."""
 
 

@@ -28,6 +28,7 @@ ENABLES = {
     "techniques": "the acceleration techniques of recipes (ToMe, DeepCache, T-GATE, torchao)",
     "cluster": "spreading recipe jobs over a Ray cluster",
     "jax": "StableHLO for JAX: export, verify, run",
+    "video": "clips as MP4",
 }
 """What the packages of each extra are for. `all` is their sum and `dev` is no one's but ours."""
 

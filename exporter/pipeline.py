@@ -30,6 +30,8 @@ from exporter.errors import ArtifactError, CheckpointError, InputError, UsageErr
 from exporter.progress import NullProgress, Progress
 from exporter.sizes import at_size
 from exporter.stand_ins import ExportedTextEncoder, ExportedTransformer, ExportedUNet, ExportedVae
+from exporter.stand_ins_video import CLASS as VIDEO_VAE
+from exporter.stand_ins_video import ExportedVideoVae, with_statistics
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 from exporter.targets.torch_module import torch_device
 
@@ -192,9 +194,11 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     if "adapter" in known:
         modules["adapter"] = adapter_of(root, runners)
     vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
-    modules["vae"] = ExportedVae(
-        runners["vae_decoder"], runners.get("vae_encoder"), _config(root, vae_folder, "config.json")
-    )
+    vae_config = _config(root, vae_folder, "config.json")
+    vae: type[ExportedVae] | type[ExportedVideoVae] = ExportedVae
+    if vae_config.get("_class_name") == VIDEO_VAE:
+        vae, vae_config = ExportedVideoVae, with_statistics(vae_config, root / vae_folder)
+    modules["vae"] = vae(runners["vae_decoder"], runners.get("vae_encoder"), vae_config)
     scheduler_config = _config(root, "scheduler", "scheduler_config.json")
     scheduler = getattr(diffusers, scheduler_config["_class_name"]).from_config(scheduler_config)
     tokenizers = {

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from exporter.artifact import FileRecord
 from exporter.background import aside
 from exporter.errors import ResourceError, UsageError
+from exporter.frames import baked_note, check_baked
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -188,7 +189,12 @@ def make_plan(
         verify=_what_is_verified(chosen, parsed) if verify else [],
         digest=_digest(checkpoint, backend, parsed, chosen),
         overlays=[o.model_dump(mode="json") for o in checkpoint.overlays],
-        notes=[*checkpoint.notes, *notes_of(checkpoint), *backend.remarks(checkpoint, parsed)],
+        notes=[
+            *checkpoint.notes,
+            *notes_of(checkpoint),
+            *backend.remarks(checkpoint, parsed),
+            *baked_note(parsed.sizes(), chosen),
+        ],
         allow_pickle=bool((intake or {}).get("allow_pickle")),
         _checkpoint=checkpoint,
         _components=chosen,
@@ -235,14 +241,20 @@ def select_components(available: list[Component], wanted: list[str] | None, sour
 def check_static(options: Options, components: list[Component]) -> None:
     """
     Raises:
-        UsageError: A static picture size that the VAE's factor does not divide.
+        UsageError: A static picture size that the VAE's factor does not divide, or frames that no latents
+            stand for.
     """
-    for batch, height, width in options.sizes() if components else ():
+    from exporter.targets.options import size_text
+
+    for static in options.sizes() if components else ():
+        batch, height, width, *frames = static
+        check_baked(static, components)
         factor = components[0].native.factor
         if height % factor or width % factor:
+            nearest = (batch, _round(height, factor), _round(width, factor), *frames)
             raise UsageError(
-                f"--static {batch}x{height}x{width}: height and width must be multiples of {factor}.",
-                hint=f"Try {batch}x{_round(height, factor)}x{_round(width, factor)}.",
+                f"--static {size_text(static)}: height and width must be multiples of {factor}.",
+                hint=f"Try {'x'.join(map(str, nearest))}.",
             )
 
 

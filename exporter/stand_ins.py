@@ -173,7 +173,8 @@ class ExportedTransformer(ExportedModule):
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         others |= added_cond_kwargs or {}
-        given = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
+        said = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
+        given = {name: _tensor(value) for name, value in said.items()}
         unknown = sorted(set(given) - self.names)
         if unknown:
             raise UsageError(
@@ -191,6 +192,12 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     cls = getattr(diffusers, str(config.get("_class_name")), None)
     known = inspect.signature(cls.__init__).parameters.values() if cls is not None else ()
     return {each.name: each.default for each in known if each.default is not each.empty}
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Pipelines of clips pass counts and scales as numbers, and masks as truths."""
+    tensor = torch.as_tensor(value)
+    return tensor.long() if tensor.dtype == torch.bool else tensor
 
 
 class ExportedVae(ExportedModule):

@@ -33,10 +33,11 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 def make(family: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write the tiny checkpoint of a family of `FAMILIES` into `folder`; native size 64×64 pixels."""
+    """Write the tiny checkpoint of a family of `FAMILIES` or `VIDEO` into `folder`; pictures' native size is
+    64×64 pixels."""
     torch.manual_seed(seed)
     building = folder.with_name(f"{folder.name}-tokenizer")
-    pipeline = FAMILIES[family](make_tokenizer(building))
+    pipeline = {**FAMILIES, **VIDEO}[family](make_tokenizer(building))
     pipeline.save_pretrained(folder, safe_serialization=True)
     shutil.rmtree(building)
     return folder
@@ -445,6 +446,71 @@ def sana(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
+def _ltx(class_name: str, **config: Any) -> Any:
+    import diffusers
+
+    tokenizer = make_t5_tokenizer()
+    autoencoder = diffusers.AutoencoderKLLTXVideo(
+        **(
+            {
+                "latent_channels": 8,
+                "block_out_channels": (8, 8, 16, 16),
+                "decoder_block_out_channels": (8, 8, 16, 16),
+                "layers_per_block": (1, 1, 1, 1, 1),
+                "decoder_layers_per_block": (1, 1, 1, 1, 1),
+            }
+            | config
+        )
+    )
+    # What lies among the weights, and pipelines read: not the same for every channel.
+    autoencoder.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
+    autoencoder.latents_std.copy_(torch.linspace(0.5, 1.5, 8))
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=32,
+    )
+    return getattr(diffusers, class_name)(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1,
+            base_image_seq_len=1024, max_image_seq_len=4096,
+        ),
+        vae=autoencoder.eval(),
+        text_encoder=make_t5(tokenizer), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def ltx(tokenizer: Any) -> Any:
+    """LTX-Video 0.9.0: a causal encoder, a decoder without a timestep."""
+    return _ltx("LTXPipeline")
+
+
+def ltx_095(tokenizer: Any) -> Any:
+    """LTX-Video from 0.9.5 on: a decoder that removes the last noise, blocks that fold space and time."""
+    return _ltx(
+        "LTXPipeline",
+        block_out_channels=(8, 16, 16, 32, 32),
+        down_block_types=("LTXVideo095DownBlock3D",) * 4,
+        downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+        spatio_temporal_scaling=(True, True, True, True),
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+        decoder_block_out_channels=(8, 16, 32),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        decoder_spatio_temporal_scaling=(True, True, True),
+        decoder_inject_noise=(False, False, False, False),
+        upsample_residual=(True, True, True),
+        upsample_factor=(2, 2, 2),
+        timestep_conditioning=True,
+        decoder_causal=False,
+    )
+
+
 FAMILIES: dict[str, Callable[[Any], Any]] = {
     each.__name__: each
     for each in (
@@ -470,3 +536,5 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         sdxl_t2i_adapter,
     )
 }
+VIDEO: dict[str, Callable[[Any], Any]] = {each.__name__: each for each in (ltx, ltx_095)}
+"""Families that make clips; their autoencoders have a factor of 32, and of 8 in time."""

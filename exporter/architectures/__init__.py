@@ -13,11 +13,13 @@ _SD3 = "exporter.architectures.stable_diffusion_3"
 _FLUX = "exporter.architectures.flux"
 _PIXART = "exporter.architectures.pixart"
 _SANA = "exporter.architectures.sana"
+_LTX = "exporter.architectures.ltx_video"
 FAMILIES = {
     "FluxFillPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
     "FluxPipeline": _FLUX,
+    "LTXPipeline": _LTX,
     "LatentConsistencyModelImg2ImgPipeline": _SD,
     "LatentConsistencyModelPipeline": _SD,
     "PixArtAlphaPipeline": _PIXART,

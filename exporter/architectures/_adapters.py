@@ -221,6 +221,55 @@ class T2I(nn.Module):
         return tuple(self.inner(control_image))
 
 
+class VideoTransformer(nn.Module):
+    """LTX-Video: latents as a row of tokens, and the numbers that say where each token is → `out_sample`.
+
+    `num_frames`, `height` and `width` count latent cells, int64 of rank 0; `rope_interpolation_scale` is
+    seconds per latent frame, pixels per row and per column.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_attention_mask: torch.Tensor,
+        num_frames: torch.Tensor,
+        height: torch.Tensor,
+        width: torch.Tensor,
+        rope_interpolation_scale: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        output = self.inner(
+            hidden_states=hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            timestep=timestep,
+            encoder_attention_mask=encoder_attention_mask,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=rope_interpolation_scale,
+            return_dict=False,
+        )
+        return (output[0],)
+
+
+class VideoVaeDecoder(nn.Module):
+    """`latent_sample`, and `timestep` where the decoder removes the last of the noise → clip in [-1, 1]."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self, latent_sample: torch.Tensor, timestep: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor]:
+        return (self.inner.decode(latent_sample, timestep, return_dict=False)[0],)
+
+
 class VaeDecoder(nn.Module):
     """`latent_sample` (already divided by the scaling factor) → picture in [-1, 1]."""
 

@@ -31,9 +31,9 @@ INNER = "inner."
 PACKED = 2
 """Latent cells on each side of what FLUX packs into one token."""
 
-KNOBS = ("batch", "height", "width", "sequence")
+KNOBS = ("batch", "height", "width", "frames", "sequence")
 """What a caller chooses; every symbol follows from these."""
-PLAIN = (*KNOBS, "latent_height", "latent_width", "image_tokens")
+PLAIN = (*KNOBS, "latent_height", "latent_width", "image_tokens", "latent_frames", "video_tokens")
 """Symbols of `Size` itself."""
 _DERIVED = re.compile(
     r"(batch|height|width|area|sequence)(?:_times_(\d+))?(?:_over_(\d+))?(?:_(plus|minus)_(\d+))?"
@@ -43,6 +43,8 @@ _FOLLOWS = {
     "latent_height": ("height",),
     "latent_width": ("width",),
     "image_tokens": ("height", "width"),
+    "latent_frames": ("frames",),
+    "video_tokens": ("frames", "height", "width"),
     "area": ("height", "width"),
 }
 
@@ -58,6 +60,9 @@ class Size:
         width: Picture width in pixels.
         sequence: Text tokens.
         factor: Pixels per latent cell (the VAE's scale).
+        frames: Of a clip; 1 of a picture. `latent_frames` is (frames - 1) // temporal + 1, and
+            `video_tokens` the number of latent cells of all of them.
+        temporal: Frames per latent frame after the first (a video VAE's scale in time).
 
     `latent_height_4` is a quarter of `latent_height`, rounded up: the rows at a deeper level of a UNet.
     """
@@ -67,11 +72,15 @@ class Size:
     width: int = 512
     sequence: int = 77
     factor: int = 8
+    frames: int = 1
+    temporal: int = 1
 
     def resolve(self, dim: Dim) -> int:
         """The number a dim stands for."""
         if isinstance(dim, int):
             return dim
+        cells = (self.height // self.factor) * (self.width // self.factor)
+        latent_frames = (self.frames - 1) // self.temporal + 1
         values = {
             "batch": self.batch,
             "height": self.height,
@@ -80,6 +89,9 @@ class Size:
             "latent_height": self.height // self.factor,
             "latent_width": self.width // self.factor,
             "image_tokens": (self.height // self.factor // PACKED) * (self.width // self.factor // PACKED),
+            "frames": self.frames,
+            "latent_frames": latent_frames,
+            "video_tokens": latent_frames * cells,
         }
         base, share = origin(dim)
         return -(-values[base] // share) if base in values else self._derived(dim)
@@ -158,6 +170,9 @@ class Component:
         renames: Maps a stored weight name (old checkpoints) to the module's name, or None to drop it.
         rows: Rows of a call to one picture: two where guidance runs both prompts at once.
         multiple: Latent cells by which it divides each side of a picture: patches, or a UNet's levels.
+        clip: Frames of a clip where nobody says how many: the pipeline's own default. 1 of a picture model.
+        published: Gives what clients read in the exported component's `config.json` besides the
+            checkpoint's own config: numbers that lie among its weights.
     """
 
     name: str
@@ -176,6 +191,8 @@ class Component:
     renames: Callable[[str], str | None] = field(default=lambda name: name)
     rows: int = 1
     multiple: int = 1
+    clip: int = 1
+    published: Callable[[], Mapping[str, Any]] = field(default=dict)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Settings:
         runs: Pictures that count, after `warm_up` that do not.
         steps: Scheduler steps of a picture.
         height / width: Pixels; the native size when None.
+        frames: Of a clip, where a video model makes the pictures; its pipeline's own number when None.
         device / precision_hint: As of `exporter run`; None is what each artifact was made for.
         trust: Open artifacts that are programs although they were not made here.
     """
@@ -49,6 +50,7 @@ class Settings:
     guidance: float = 7.5
     height: int | None = None
     width: int | None = None
+    frames: int | None = None
     device: str | None = None
     precision_hint: str | None = None
     trust: bool = False

@@ -99,16 +99,19 @@ class Worker:
         }  # fmt: skip
 
     def paint(self) -> dict[str, Any]:
-        from exporter import pipeline
+        from exporter import clips, pipeline
 
         if self.pipeline is None:
             raise ArtifactError("Nothing is open.")
         s = self.settings
         began = time.perf_counter()
-        (picture,) = pipeline.paint(
-            self.pipeline, [s["prompt"]], seed=s["seed"], steps=s["steps"], guidance=s["guidance"],
-            height=s["height"], width=s["width"],
-        )  # fmt: skip
+        common = {name: s[name] for name in ("seed", "steps", "guidance", "height", "width")}
+        if clips.is_video(self.pipeline):
+            clip = clips.film(self.pipeline, s["prompt"], frames=s["frames"], **common)
+            picture = clips.in_one_picture(clip)
+        else:
+            clips.check_request(False, {"--frames": s["frames"]})
+            (picture,) = pipeline.paint(self.pipeline, [s["prompt"]], **common)
         _wait_for_gpu()
         seconds = time.perf_counter() - began
         data = io.BytesIO()

@@ -16,8 +16,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 COMMON = [
     click.option(
         "--static", multiple=True, metavar="BxHxW",
-        help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512; repeatable for "
-        "onnx, openvino and coreml.",
+        help="Bake the shapes: pictures x height x width in pixels, such as 1x512x512, of a video "
+        "model with x frames; repeatable for onnx, openvino and coreml.",
     ),
     click.option(
         "--dtype", metavar="DTYPE",

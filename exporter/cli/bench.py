@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 @click.option("--guidance", type=Finite(), default=7.5, show_default=True, help="Guidance scale.")
 @click.option("--height", type=click.IntRange(min=8), help="Pixels.  [default: native]")
 @click.option("--width", type=click.IntRange(min=8), help="Pixels.  [default: native]")
+@click.option("--frames", type=click.IntRange(min=1), help="Of a clip, of video models.  [default: native]")
 @click.option("--device", metavar="DEVICE", help="The runtime's device, or PyTorch's.")
 @click.option(
     "--precision-hint",

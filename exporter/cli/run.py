@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ from exporter.errors import DestinationError
             'exporter run model.safetensors "a lighthouse" -o try.png --lora style.safetensors:0.8',
         ),
         (
+            "A clip, of a video model",
+            'exporter run ltx-onnx "waves at a harbour" -o clip.gif --frames 25 --height 256 --width 384',
+        ),
+        (
             "Let the runtime choose its arithmetic, as most clients do",
             'exporter run shapes-ov "a small green circle" -o circle.png --precision-hint default',
         ),
@@ -64,7 +69,7 @@ from exporter.errors import DestinationError
 @click.option(
     "-o", "--output", "picture", type=click.Path(path_type=Path), required=True, metavar="FILE",
     help="The picture to write; the suffix gives the format (.png, .jpg, .webp). Several are numbered: "
-    "star-1.png, star-2.png.",
+    "star-1.png, star-2.png. Of a video model .mp4, .gif, or none: a folder of PNGs.",
 )  # fmt: skip
 @click.option("--also", multiple=True, metavar="PROMPT", help="A further prompt; repeatable.")
 @click.option(
@@ -78,6 +83,10 @@ from exporter.errors import DestinationError
 )
 @click.option("--height", type=click.IntRange(min=1), help="Pixels.  [default: the native height]")
 @click.option("--width", type=click.IntRange(min=1), help="Pixels.  [default: the native width]")
+@click.option(
+    "--frames", type=click.IntRange(min=1), help="Of a clip, 8k + 1 of them.  [default: the pipeline's]"
+)
+@click.option("--fps", type=Finite(above=0), help="Frames a second of a clip.  [default: the pipeline's]")
 @click.option("--negative-prompt", metavar="TEXT", help="What the picture should not show.")
 @click.option(
     "--image", type=click.Path(path_type=Path), metavar="FILE",
@@ -123,6 +132,8 @@ def command(
     guidance: float,
     height: int | None,
     width: int | None,
+    frames: int | None,
+    fps: float | None,
     negative_prompt: str | None,
     image: Path | None,
     strength: float | None,
@@ -142,10 +153,18 @@ def command(
     in every format as far as the format's arithmetic allows. Several pictures are painted one after another;
     StableHLO shares them among all devices of the kind, which have to divide their number.
     """
+    from exporter import clips
+    from exporter.clip_files import write_clip
     from exporter.inspection import blame_changes
     from exporter.inspection import trust as state_of
 
-    check_picture_path(picture)
+    asked = {
+        "--frames": frames, "--fps": fps, "--image": image, "--mask": mask, "--strength": strength,
+        "--also": also or None, "--pictures": pictures if pictures > 1 else None, "--control": controls or None,
+    }  # fmt: skip
+    video = clips.makes_clips(source)
+    if video is not None:
+        check_output(picture, video, asked)
     intake = {name: value for name, value in intake_of(given).items() if value}
     state = state_of(source)
     if state is not None:
@@ -164,29 +183,32 @@ def command(
             spread=len(prompts) > 1, **intake,
         )  # fmt: skip
         progress.done()
+        if video is None:
+            check_output(picture, clips.is_video(loaded), asked)
         pipeline.spare_memory(loaded, tiling=vae_tiling)
         for note in getattr(loaded, "exporter_notes", ()):
             output.note(note)
-        painted = several.paint(
-            loaded,
-            prompts,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            height=height,
-            width=width,
-            negative_prompt=negative_prompt,
-            image=start,
-            mask=hole,
-            strength=strength,
-            control=guides,
-            control_scale=control_scales,
-            progress=progress,
-        )
-    for path, each in zip(paths, painted, strict=True):
-        each.save(path)
+        common: dict[str, Any] = {
+            "seed": seed, "steps": steps, "guidance": guidance, "height": height, "width": width,
+            "negative_prompt": negative_prompt, "progress": progress,
+        }  # fmt: skip
+        clip = None
+        if clips.is_video(loaded):
+            clip = clips.film(loaded, prompt, frames=frames, fps=fps, **common)
+            painted = clip.frames[:1]
+        else:
+            painted = several.paint(
+                loaded, prompts, image=start, mask=hole, strength=strength, control=guides,
+                control_scale=control_scales, **common,
+            )  # fmt: skip
+    if clip is not None:
+        write_clip(clip, picture)
+    else:
+        for path, each in zip(paths, painted, strict=True):
+            each.save(path)
     seconds = time.monotonic() - started
     compiling = pipeline.compile_seconds(loaded)
+    length = "" if clip is None else f", {len(clip.frames)} frames at {clip.fps:g} a second"
     told = f", of which {seconds_text(compiling)} compiling" if compiling else ""
     width, height = painted[0].size
     devices = several.devices(loaded)
@@ -202,6 +224,8 @@ def command(
             "devices": devices,
             "width": width,
             "height": height,
+            "frames": 1 if clip is None else len(clip.frames),
+            "fps": None if clip is None else clip.fps,
             "source": source,
             "prompt": prompt,
             "seed": seed,
@@ -218,11 +242,29 @@ def command(
             "compile_seconds": round(compiling, 3),
         },
         human=lambda console: console.print(
-            f"{names}  {width}×{height}, {many if len(paths) > 1 else ''}{seconds_text(seconds)}{told}",
+            f"{names}  {width}×{height}{length}, {many if len(paths) > 1 else ''}{seconds_text(seconds)}{told}",
             soft_wrap=True,
         ),
         quiet="\n".join(map(str, paths)),
     )
+
+
+def check_output(path: Path, video: bool, asked: Mapping[str, Any]) -> None:
+    """Say before the work what of the request the model cannot do, and that the file could not be written.
+
+    Args:
+        asked: Flags that only some models have, with what was given for them.
+
+    Raises:
+        UsageError: A flag that this kind of model has not.
+        DestinationError: As `check_picture_path` and `check_clip_path`.
+        BackendMissing: MP4 without its encoder.
+    """
+    from exporter.clip_files import check_clip_path
+    from exporter.clips import check_request
+
+    check_request(video, asked)
+    (check_clip_path if video else check_picture_path)(path)
 
 
 def check_picture_path(path: Path) -> None:

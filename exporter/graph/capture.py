@@ -6,12 +6,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import INNER, Component, Size, TensorSpec
 from exporter.errors import ExporterError, UnsupportedError
 from exporter.graph.attention import Attention, attention_as
 from exporter.graph.masks import plain_masks
+from exporter.graph.places import places_by_number
 from exporter.graph.positions import positions_at_any_size
 from exporter.graph.rotary import rotary_by_table
 
@@ -52,7 +54,13 @@ def capture(
     # With symbolic sizes the cache of fake operators rarely hits; asking it costs a fifth of the capture.
     uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
     with ExitStack() as stack:
-        for each in (attention_as(attention), rotary_by_table(), positions_at_any_size(), plain_masks()):
+        for each in (
+            attention_as(attention),
+            rotary_by_table(),
+            positions_at_any_size(),
+            places_by_number(fold=True),
+            plain_masks(),
+        ):
             stack.enter_context(each)
         stack.enter_context(quiet())
         stack.enter_context(uncached)
@@ -80,12 +88,11 @@ def is_cast(spec: TensorSpec) -> bool:
 def trace_size(component: Component) -> Size:
     """A size whose dims all differ, so that no two of them are taken for the same symbol."""
     native = component.native
-    return Size(
+    return replace(
+        native,
         batch=2,
-        height=native.height,
         width=native.width + 64 * native.factor,  # stays a multiple of whatever the model divides by
         sequence=max(native.sequence - 6, 3),
-        factor=native.factor,
     )
 
 

@@ -105,7 +105,7 @@ def _follow(module: nn.Module, watch: _Watch) -> list[Any]:
 def measure_peaks(
     checkpoint: Checkpoint,
     components: Sequence[Component],
-    size: tuple[int, int, int] | None,
+    size: Sequence[int] | None,
     settings: Mapping[str, Any],
     *,
     cache: Path | Literal["user"] | None = "user",

@@ -15,6 +15,7 @@ import torch
 
 from exporter.architectures.base import is_rule, knobs_of, origin, runs_each_step
 from exporter.parity.arithmetic import Tensors
+from exporter.parity.clips import other_clips, other_lengths
 from exporter.parity.painting import Painted
 
 if TYPE_CHECKING:
@@ -115,9 +116,13 @@ def untraced(component: Component, cases: Sequence[Inputs], inputs: Sequence[Ten
     if "sequence" in symbols and "sequence" in now and not ruled:
         odd = now["sequence"] * 2 // 3 // 2 * 2 + 1
         wanted.append(("sequence", f"{odd} tokens instead of {now['sequence']}", {"sequence": odd}))
+    wanted += other_lengths(component, now, symbols)
     for number, (kind, label, sizes) in enumerate(wanted):
         tensors = _resized(component, first, sizes)
         result.append(Inputs(f"{kind}{number + 1}", kind, label, tensors))
+    if "video_tokens" in symbols:
+        for kind, label, tensors in other_clips(first.tensors):
+            result.append(Inputs(f"{kind}{len(result) + 1}", kind, label, tensors))
     declared = {record.name: record.dtype for record in inputs}
     if declared.get("timestep", "").startswith("float"):  # an integer one claims whole steps only
         fractional = dict(first.tensors)

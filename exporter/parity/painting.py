@@ -23,6 +23,7 @@ from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.calls import at_the_size_asked_for, watched
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
+from exporter.parity.clips import decoded, in_one
 from exporter.parity.given import given_to
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Plan:
         batch: Pictures per call of the pipeline (an artifact with a baked-in batch needs its own).
         height / width: Pixels.
         seed: Picture `i` starts from the noise of `seed + i`.
+        frames: Of each clip; 1 of a model of pictures.
     """
 
     prompts: tuple[str, ...]
@@ -54,6 +56,7 @@ class Plan:
     width: int
     batch: int = 1
     guidance: float = 7.5
+    frames: int = 1
 
     def groups(self) -> list[list[int]]:
         """Indices of the prompts of every call; the last one is filled up by repetition."""
@@ -77,7 +80,8 @@ class Painted:
     Attributes:
         latents: Per group, the latents after every step: `[batch, channel, height, width]` float32, or
             `[batch, patch, channel]` where the pipeline keeps them so.
-        images: Per group, `[batch, 3, height, width]` float32 in [-1, 1].
+        images: Per group, `[batch, 3, height, width]` float32 in [-1, 1]; of clips
+            `[batch, 3, frames, height, width]`.
         calls: Recorded calls by component name.
         timesteps: Per group, the timestep of every step.
     """
@@ -88,9 +92,10 @@ class Painted:
     timesteps: list[list[float]] = field(default_factory=list)
 
     def pictures(self, group: int, row: int) -> np.ndarray:
-        """One picture as `[height, width, channel]` floats in [0, 1]."""
-        picture = (self.images[group][row].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
-        return picture.double().numpy()
+        """One picture as `[height, width, channel]` floats in [0, 1]; the frames of a clip one below the
+        other."""
+        picture = in_one(self.images[group][row])
+        return (picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).double().numpy()
 
 
 METHODS = {"vae_decoder": "decode", "vae_encoder": "encode"}
@@ -115,10 +120,10 @@ class _Ports:
     def _route(self, component: Component, module: Any) -> Callable[..., Any]:
         name = component.name
         if name in METHODS:  # a decorator hides the names of their parameters
-            signature = inspect.signature(lambda self, x, return_dict=True, generator=None: None)
+            signature = inspect.signature(lambda self, x, temb=None, return_dict=True, generator=None: None)
         else:
             signature = inspect.signature(type(module).forward)
-        renamed = {"x": component.inputs[0].name}
+        renamed = {"x": component.inputs[0].name, "temb": "timestep"} if name in METHODS else {}
         harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
         harmless |= {"guess_mode"} if is_controlnet(name) else set()  # never on here
 
@@ -280,8 +285,13 @@ def paint(
             ports.open["vae_decoder"] = backend
             for g, states in enumerate(painted.latents):
                 ports.where = (f"prompt {g + 1}", (g, 0))
-                latents = _scaled(_unpacked(pipeline, plan, states[-1]), pipeline.vae.config)
-                painted.images.append(pipeline.vae.decode(latents, return_dict=False)[0])
+                if plan.frames > 1 or ports.components["vae_decoder"].clip > 1:
+                    painted.images.append(
+                        decoded(pipeline, plan, states[-1], ports.components["vae_decoder"])
+                    )
+                else:
+                    latents = _scaled(_unpacked(pipeline, plan, states[-1]), pipeline.vae.config)
+                    painted.images.append(pipeline.vae.decode(latents, return_dict=False)[0])
                 tick("decode")
     return painted
 
@@ -337,10 +347,6 @@ def _denoise(
     known = inspect.signature(pipeline.__call__).parameters
     given = given_to(pipeline, plan, len(group))
     given |= {n: v for n, v in embeddings.items() if n in known and v is not None}
-    if "callback_on_step_end" in known:
-        given["callback_on_step_end"] = after_step
-    else:
-        given["callback"] = lambda step, time, latents: after_step(None, step, time, {"latents": latents})
     pipeline(
         **given,
         **watched(known, after_step),

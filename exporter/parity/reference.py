@@ -43,16 +43,19 @@ def plan_of(
     """What is painted.
 
     Args:
-        size: `(pictures, height, width)` where an artifact's shapes are baked; None is the native size.
+        size: `(pictures, height, width)` where an artifact's shapes are baked, of a video model perhaps with
+            frames; None is the native size.
         prompts: None or nothing takes `default_prompts`.
     """
     from exporter.architectures import components_of
     from exporter.parity.painting import Plan
 
-    native = components_of(checkpoint)[0].native
-    batch, height, width = size or (1, native.height, native.width)
+    components = components_of(checkpoint)
+    native, clip = components[0].native, max(component.clip for component in components)
+    batch, height, width, *rest = size or (1, native.height, native.width, native.frames)
     chosen = tuple(prompts or default_prompts(checkpoint))
-    return Plan(chosen, steps, seed, int(height), int(width), int(batch))
+    frames = int(rest[0] if rest else clip)
+    return Plan(chosen, steps, seed, int(height), int(width), int(batch), frames=frames)
 
 
 def paint_reference(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.artifact import Artifact, Verdict
+from exporter.artifact import Artifact, Baked, Verdict
 from exporter.errors import ArtifactError
 from exporter.parity.schema import REPORT_NAME, Report, SizeReport
 
-Static = tuple[int, int, int]
 
-
-def name_of(static: Static) -> str:
+def name_of(static: Baked) -> str:
     """`1x512x512`: of a size's folder in the report's."""
     return "x".join(map(str, static))
 

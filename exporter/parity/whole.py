@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from exporter.architectures.base import DENOISERS
+from exporter.parity.clips import frames_of, strip
 from exporter.parity.metrics import NotComparable, psnr_db, ssim
 from exporter.parity.paint_cache import cached_paint
 from exporter.parity.painting import Painted, Plan, paint
@@ -83,7 +84,8 @@ def compare_pipelines(
                 stem = f"{mode}-{number + 1}"
                 _save_pictures(painting, reference, artifact, g, row, folder, stem)
                 if original is not None:
-                    _save(painting, "original", original.pictures(g, row), folder, stem)
+                    whole = strip(original.pictures(g, row), frames_of(original.images[g][row]))
+                    _save(painting, "original", whole, folder, stem)
             run.paintings.append(painting)
     run.seconds = time.perf_counter() - started
     return run
@@ -136,17 +138,18 @@ def _save_pictures(
     stem: str,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    frames = frames_of(reference.images[g][row])
     truth = reference.pictures(g, row)
-    _save(painting, "reference", truth, folder, stem)
+    _save(painting, "reference", strip(truth, frames), folder, stem)
     if artifact is None or artifact.images[g][row].shape != reference.images[g][row].shape:
         return
     picture = artifact.pictures(g, row)
-    _save(painting, "artifact", picture, folder, stem)
+    _save(painting, "artifact", strip(picture, frames), folder, stem)
     difference = np.abs(np.nan_to_num(picture) - truth)
     largest = float(difference.max())
     # A power of ten that makes the largest difference visible without saturating everything.
     painting.amplification = 10.0 ** max(0, min(7, math.floor(-math.log10(largest)))) if largest > 0 else 1.0
-    _save(painting, "difference", difference * painting.amplification, folder, stem)
+    _save(painting, "difference", strip(difference * painting.amplification, frames), folder, stem)
 
 
 def _save(painting: Painting, kind: str, values: np.ndarray, folder: Path, stem: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from exporter.artifact import ComponentRecord, Manifest, SizeRecord, TensorRecord
 from exporter.errors import UnsupportedError
+from exporter.frames import VIDEO_PIPELINES
 from exporter.progress import Progress
 from exporter.targets.integers import Calibration as Calibration
 from exporter.targets.integers import QuantisedWeight as QuantisedWeight
@@ -327,7 +328,8 @@ class Target(ABC):
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""
-        return [exporter_client(repo, self.package, trust=self.executable)]
+        clip = manifest.source.pipeline_class in VIDEO_PIPELINES
+        return [exporter_client(repo, self.package, trust=self.executable, clip=clip)]
 
     def unchecked(self, root: Path) -> dict[str, str]:
         """What belongs to an artifact and cannot be judged on this system: its path → why, and what to do.
@@ -384,6 +386,12 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, ar
     if "Inpaint" in pipeline_class:
         given += ', mask_image=Image.new("L", (512, 512), 255)'
     name = f"{prefix}{pipeline_class}"
+    if pipeline_class in VIDEO_PIPELINES:
+        return (
+            f"from {package} import {name}\nfrom diffusers.utils import export_to_gif\n"
+            f'\npipeline = {name}.from_pretrained("{repo}"{arguments})\n'
+            f'export_to_gif(pipeline("{PROMPT}").frames[0], "clip.gif")'
+        )
     return (
         f"from {package} import {name}\n"
         + ("from PIL import Image\n" if given else "")
@@ -392,9 +400,9 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, ar
     )
 
 
-def exporter_client(repo: str, package: str, *, trust: bool = False) -> Client:
+def exporter_client(repo: str, package: str, *, trust: bool = False, clip: bool = False) -> Client:
     """`exporter run`, which opens every format; of a program, only if it is trusted."""
-    code = f'exporter run {repo} "{PROMPT}" -o picture.png'
+    code = f'exporter run {repo} "{PROMPT}" -o {"clip.gif" if clip else "picture.png"}'
     if trust:
         code = f"# This artifact is a program; trust it only if you trust its author.\n{code} --trust"
     install = f'pip install "{package}"' if "[" in package else f"pip install {package}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component, Size
 
 Dtype = Literal["float32", "float16"]
-Static = tuple[int, int, int]
-"""A baked size: pictures, height and width in pixels."""
+Static = tuple[int, int, int] | tuple[int, int, int, int]
+"""A baked size: pictures, height and width in pixels; of a video model the frames of a clip too."""
 
 
 class Options(BaseModel):
@@ -20,7 +21,8 @@ class Options(BaseModel):
 
     Attributes:
         dtype: Dtype of the stored weights (and of the arithmetic where the runtime follows it).
-        static: `(batch, height, width)` in pictures and pixels bakes the shapes; None keeps them dynamic.
+        static: `(batch, height, width)` in pictures and pixels bakes the shapes, of a video model with the
+            frames as a fourth number; None keeps them dynamic.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,8 +89,11 @@ def _size_of(value: Any) -> Any:
     if not isinstance(value, str):
         return tuple(value) if isinstance(value, list) else value
     parts = value.lower().replace("×", "x").split("x")
-    if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        raise ValueError(f"{value!r} is not BATCHxHEIGHTxWIDTH, for example 1x512x512")
+    if len(parts) not in (3, 4) or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise ValueError(
+            f"{value!r} is not BATCHxHEIGHTxWIDTH, for example 1x512x512 (of a video model "
+            "BATCHxHEIGHTxWIDTHxFRAMES)"
+        )
     return tuple(int(p) for p in parts)
 
 
@@ -109,10 +114,8 @@ def component_size(component: Component, static: Static) -> Size:
     """The size of a component's own tensors for a static picture size.
 
     A UNet sees two rows per picture under classifier-free guidance; the text encoder one; text always
-    has the native number of tokens.
+    has the native number of tokens, a clip the pipeline's own number of frames where none is given.
     """
-    from exporter.architectures.base import Size
-
-    batch, height, width = static
-    native = component.native
-    return Size(component.rows * batch, height, width, native.sequence, native.factor)
+    batch, height, width, *frames = static
+    size = replace(component.native, batch=component.rows * batch, height=height, width=width)
+    return replace(size, frames=frames[0] if frames else component.clip)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exporter.architectures.base import Component, Size, TensorSpec
+    from exporter.targets.options import Static
 
 DECLARATION = "exporter.json"
 VERSION = 1
@@ -204,7 +205,7 @@ def cast_at_border(module: nn.Module, component: Component, dtype: str) -> nn.Mo
     return module
 
 
-def trace_size(component: Component, static: tuple[int, int, int] | None) -> Size:
+def trace_size(component: Component, static: Static | None) -> Size:
     """The size to export at: as baked, or the native one with a batch of two."""
     return component_size(component, static) if static else component.native
 

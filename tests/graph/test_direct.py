@@ -185,6 +185,19 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "attention_scaled": lambda m, x: attend(m, x, scale=0.7),
     "attention_masked": masked,
     "attention_filled": filled,
+    "attention_one_row": lambda m, x: attend(m, x, attn_mask=(x.flatten(2)[:, :1, None] > 0) * -3.0),
+    "attention_one_row_of_truths": lambda m, x: attend(m, x, attn_mask=x.flatten(2)[:, :1, None] < 0.5),
+    "conv3d": lambda m, x: functional.conv3d(
+        x.unflatten(1, (2, 4)), m.kernel.view(8, 2, 2, 3, 3), m.shift, stride=(1, 2, 1), padding=(0, 1, 1)
+    ),
+    "repeats": lambda m, x: x.repeat(2, 1, 1, 2, 1) + x.repeat_interleave(2, dim=2),
+    "flattened_between": lambda m, x: x.flatten(1, 2) * 1.5,
+    "unflattened_between": lambda m, x: torch.concatenate([x, x * 2], dim=2).unflatten(2, (2, -1)),
+    "moved": lambda m, x: x.movedim(1, -1) * 1.5,
+    "whole_quotients": lambda m, x: (
+        torch.div(torch.arange(x.shape[2]) * 7, torch.arange(x.shape[2]) + 1, rounding_mode="trunc") * 0.5
+    ),
+    "subtracted_from": lambda m, x: (2 - x) * torch.ones_like(x) + torch.zeros_like(x),
 }
 SPREAD = (
     "attention",
@@ -193,6 +206,7 @@ SPREAD = (
     "attention_filled",
     "attention_padded",
     "attention_padded_by_head",
+    "attention_one_row",
     "group_norm",
     "group_norm_rows",
 )
@@ -274,6 +288,8 @@ def test_the_cases_cover_the_table() -> None:
     [
         (lambda m, x: torch.einsum("nc,nd->cd", x, x), "the sum"),
         (lambda m, x: torch.arange(1, x.shape[1]), "does not begin at 0"),
+        (lambda m, x: torch.div(x, x + 5, rounding_mode="trunc"), "rounds by trunc"),
+        (lambda m, x: x.repeat_interleave(2), "repeats of no one axis"),
     ],
 )
 def test_a_use_that_is_not_covered_is_left_to_torch(function: Any, reason: str) -> None:

@@ -21,7 +21,7 @@ VIEWS = {
     for name in (
         "alias.default", "detach.default", "view.default", "reshape.default", "flatten.using_ints",
         "unflatten.int", "permute.default", "transpose.int", "unsqueeze.default", "squeeze.dim",
-        "expand.default", "slice.Tensor", "select.int", "chunk.default", "unbind.int",
+        "movedim.int", "expand.default", "slice.Tensor", "select.int", "chunk.default", "unbind.int",
         "split_with_sizes.default", "to.dtype", "contiguous.default", "type_as.default",
     )
 }  # fmt: skip

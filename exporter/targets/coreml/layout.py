@@ -178,6 +178,12 @@ def check_known(component: Component) -> None:
     Raises:
         UnsupportedError: They have none.
     """
+    if component.clip > 1:
+        raise UnsupportedError(
+            "Core ML packages are made for Apple's runners, and those make no clips, as a "
+            f"{component.checkpoint.pipeline_class} does.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
+        )
     if any(spec.name.startswith("down_intrablock") for spec in component.inputs):
         raise UnsupportedError(
             "Apple's runners know no T2I-Adapter, so a UNet that takes its features is not converted.",

@@ -90,7 +90,7 @@ class CoremlOptions(SeveralSizes):
 
     @model_validator(mode="after")
     def _one_picture(self) -> CoremlOptions:
-        for pictures, _, _ in self.sizes():
+        for pictures, *_ in self.sizes():
             if pictures != 1:
                 raise ValueError(f"Apple's runners take one picture at a time, not {pictures}: use 1xHxW")
         return self

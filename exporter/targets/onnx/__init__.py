@@ -28,7 +28,7 @@ __all__ = ["OnnxOptions", "OnnxTarget"]
 
 
 WITHOUT_OPTIMUM = (
-    "FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "PixArtAlphaPipeline",
+    "FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "LTXPipeline", "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
 )  # fmt: skip
 """Pipelines that optimum has no ONNX Runtime class for."""

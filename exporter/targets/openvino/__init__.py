@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from exporter.artifact import ComponentRecord, Manifest
+from exporter.frames import VIDEO_PIPELINES
 from exporter.progress import Progress
 from exporter.targets.base import (
     PROMPT,
@@ -107,7 +108,15 @@ class OpenVinoTarget(Target):
         if checkpoint.pipeline_class in WITHOUT_GENAI:  # whatever its scheduler is
             return []
         remark = scheduler_remark(checkpoint)
-        return [] if remark is None else [remark]
+        found = [] if remark is None else [remark]
+        if checkpoint.pipeline_class in VIDEO_PIPELINES and checkpoint.config("vae").get(
+            "timestep_conditioning"
+        ):
+            found.append(
+                "OpenVINO GenAI opens no decoder that takes a timestep (timestep_conditioning), as this one "
+                "does; optimum-intel and `exporter run` do"
+            )
+        return found
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         kind = manifest.source.pipeline_class
@@ -125,6 +134,17 @@ class OpenVinoTarget(Target):
             f'picture = pipeline.generate("{PROMPT}", num_inference_steps=25)\n'
             'Image.fromarray(picture.data[0]).save("picture.png")'
         )
+        if kind in VIDEO_PIPELINES:
+            genai = (
+                "import openvino_genai\n"
+                "from huggingface_hub import snapshot_download\n"
+                "from PIL import Image\n\n"
+                f'folder = snapshot_download("{repo}")\n'
+                'pipeline = openvino_genai.Text2VideoPipeline(folder, "CPU")\n'
+                f'clip = pipeline.generate("{PROMPT}", num_inference_steps=25).video.data[0]\n'
+                "frames = [Image.fromarray(frame) for frame in clip]\n"
+                'frames[0].save("clip.gif", save_all=True, append_images=frames[1:], duration=40)'
+            )
         others = [Client("OpenVINO GenAI", "pip install openvino-genai", "python", genai)]
         if "Img2Img" in kind or "Inpaint" in kind or kind in WITHOUT_GENAI:  # the code starts from noise
             others = []

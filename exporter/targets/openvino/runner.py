@@ -141,7 +141,8 @@ class OpenVinoRunner(Runner):
         request = compiled.create_infer_request()
         # Tensors are made here: the convenience call of the request would cast and reshape silently.
         for name, value in inputs.items():
-            request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(value)))
+            # `ascontiguousarray` makes a vector of a scalar.
+            request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(value).reshape(value.shape)))
         request.infer()
         return {name: np.array(request.get_tensor(name).data, copy=True) for name in names}
 

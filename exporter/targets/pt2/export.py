@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
 from exporter.graph.positions import positions_at_any_size
+from exporter.graph.places import places_by_number
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.pt2.compile import check_compiler, compile_package, compiled_for
@@ -127,9 +129,9 @@ def capture(
     if options.static:
         size = component_size(component, options.static)
     else:  # dims that all differ, so that no two of them are taken for one symbol
-        size = type(native)(
-            2, native.height, native.width + GRANULE * native.factor, max(native.sequence - 6, 3),
-            native.factor,
+        size = replace(
+            native, batch=2, width=native.width + GRANULE * native.factor,
+            sequence=max(native.sequence - 6, 3),
         )  # fmt: skip
     module = cast_at_border(prepare(component, options.dtype), component, options.dtype).to(device)
     example = tuple(value.to(device) for value in component.example_inputs(size).values())
@@ -140,7 +142,7 @@ def capture(
             for spec in component.inputs
         )
     try:
-        with quiet(), torch.no_grad(), positions_at_any_size(table=False):
+        with quiet(), torch.no_grad(), positions_at_any_size(table=False), places_by_number(fold=False):
             program = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch raises dozens of types here
         raise UnsupportedError(

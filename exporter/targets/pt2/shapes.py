@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporter.targets.traced import limits
@@ -50,12 +51,14 @@ def admit_ones(
     sizes = [(1, height, width, 2), (2, height, 3 * width, 3), (1, 2 * height, width, 1)]
     loose = program.module()
     with torch.no_grad():
-        if all(
-            agrees(component, module, loose, type(component.native)(*size, factor), limit) for size in sizes
-        ):
+        if all(agrees(component, module, loose, _at(component, *size), limit) for size in sizes):
             return True
     program._guards_code, program._range_constraints = guards, ranges
     return False
+
+
+def _at(component: Component, batch: int, height: int, width: int, sequence: int) -> Size:
+    return replace(component.native, batch=batch, height=height, width=width, sequence=sequence)
 
 
 def agrees(component: Component, module: nn.Module, program: nn.Module, size: Size, limit: float) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.architectures.base import KNOBS, knobs_of
 from exporter.errors import UnsupportedError
 from exporter.graph.positions import positions_at_any_size
+from exporter.graph.places import places_by_number
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.torch_module import (
@@ -90,7 +91,7 @@ def export(
     with torch.no_grad(), quiet():
         for _ in range(options.warm_up):
             module(*example.values())
-        with naming(module) as modules, positions_at_any_size(table=False):
+        with naming(module) as modules, positions_at_any_size(table=False), places_by_number(fold=False):
             try:
                 traced = torch.jit.trace(module, tuple(example.values()), check_trace=False).eval()
             except Exception as error:  # torch raises dozens of types here
@@ -181,6 +182,7 @@ def other_sizes(size: Size) -> dict[str, list[int]]:
         "batch": [1, size.batch + 1],
         "height": [size.height - step if size.height >= 2 * step else size.height + step],
         "width": [size.width - step if size.width >= 2 * step else size.width + step],
+        "frames": [size.frames + size.temporal],
         "sequence": [max(size.sequence * 2 // 3, 2)],
     }
 

@@ -1,0 +1,136 @@
+"""LTX-Video: T5, a transformer over the cells of a whole clip, and an autoencoder that also halves time.
+
+Latents are a row of tokens, a cell of a latent frame each; where a token is the transformer tells from three
+numbers (latent frames, rows, columns) and the seconds and pixels that one cell stands for. The first latent
+frame is one frame, each further one is `temporal` frames: clips have 8k + 1 frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from exporter.architectures._ltx_vae import CLASS as VAE
+from exporter.architectures._ltx_vae import compression, video_vae_components
+from exporter.architectures._parts import adapter, expect_class
+from exporter.architectures._t5 import T5, prompt_mask, t5_text_encoder
+from exporter.architectures._transformer import expect_width, timestep
+from exporter.architectures.base import Component, Size, TensorSpec
+from exporter.checkpoints import Checkpoint
+from exporter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+ENCODED = (
+    "prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask",
+)  # fmt: skip
+"""The pipeline tells the transformer which tokens of the text are padding; the text encoder reads them."""
+CLASS = "LTXVideoTransformer3DModel"
+OUTPUT = "out_sample"
+"""As optimum-intel names it."""
+TOKENS = 128
+"""`max_sequence_length` of the pipelines."""
+FRAMES, FRAME_RATE = 161, 25
+"""What the pipeline makes where nobody says otherwise; no config says it."""
+CELLS_HIGH, CELLS_WIDE, LATENT_FRAMES = 4, 6, 3
+"""The size at which components are traced and judged: small, for the pipeline's own is 161 frames of 512×704,
+7392 cells to the 72 here."""
+
+
+def components(checkpoint: Checkpoint) -> list[Component]:
+    """`text_encoder`, `transformer`, `vae_decoder`, `vae_encoder`.
+
+    Raises:
+        CheckpointError: A part is missing, of another class, or does not fit the others.
+    """
+    expect_class(checkpoint, "transformer", (CLASS,))
+    expect_class(checkpoint, "text_encoder", (T5,))
+    expect_class(checkpoint, "vae", (VAE,))
+    space, time = compression(checkpoint.config("vae"))
+    native = Size(
+        batch=2,
+        height=CELLS_HIGH * space,
+        width=CELLS_WIDE * space,
+        sequence=TOKENS,
+        factor=space,
+        frames=(LATENT_FRAMES - 1) * time + 1,
+        temporal=time,
+    )
+    text = replace(t5_text_encoder(checkpoint, "text_encoder", native), clip=FRAMES)
+    denoiser = _transformer(checkpoint, "transformer", native, text)
+    return [text, denoiser, *video_vae_components(checkpoint, native, FRAMES)]
+
+
+def _transformer(checkpoint: Checkpoint, folder: str, native: Size, text: Component) -> Component:
+    config = checkpoint.config(folder)
+    channels = expect_width(
+        checkpoint,
+        folder,
+        "in_channels",
+        int(checkpoint.config("vae")["latent_channels"]),
+        "the VAE's latents",
+    )
+    captions = expect_width(
+        checkpoint, folder, "caption_channels", int(text.config["d_model"]), "the tokens of text_encoder"
+    )
+    for key in ("patch_size", "patch_size_t"):
+        if int(config.get(key) or 1) != 1:
+            raise CheckpointError(
+                f"{checkpoint.source}, component {folder!r}: {key} is {config[key]}; diffusers' own pipeline "
+                "gives places for single cells only, so there is nothing to compare with."
+            )
+
+    def construct() -> Any:
+        from diffusers import LTXVideoTransformer3DModel
+
+        return LTXVideoTransformer3DModel.from_config(config)
+
+    tokens = ("batch", "video_tokens")
+    return Component(
+        name=folder,
+        folder=folder,
+        checkpoint=checkpoint,
+        class_name=CLASS,
+        inputs=(
+            TensorSpec("hidden_states", "float32", (*tokens, channels)),
+            TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", captions)),
+            TensorSpec("timestep", "float32", ("batch",)),
+            TensorSpec("encoder_attention_mask", "int64", ("batch", "sequence")),
+            TensorSpec("num_frames", "int64", ()),
+            TensorSpec("height", "int64", ()),
+            TensorSpec("width", "int64", ()),
+            # Of which angles are made, up to 15708 radians: as it is.
+            TensorSpec("rope_interpolation_scale", "float32", (3,), exact=True),
+        ),
+        outputs=(TensorSpec(OUTPUT, "float32", (*tokens, int(config.get("out_channels") or channels))),),
+        native=native,
+        construct=construct,
+        adapt=adapter("VideoTransformer"),
+        make_inputs={
+            "timestep": timestep,
+            "encoder_attention_mask": prompt_mask,
+            "num_frames": _count("latent_frames"),
+            "height": _count("latent_height"),
+            "width": _count("latent_width"),
+            "rope_interpolation_scale": _scale,
+        },
+        rows=2,
+        clip=FRAMES,
+    )
+
+
+def _count(dim: str) -> Any:
+    def make(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+        import torch
+
+        return torch.tensor(size.resolve(dim))
+
+    return make
+
+
+def _scale(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+    """Seconds per latent frame, pixels per row and per column."""
+    import torch
+
+    return torch.tensor([size.temporal / FRAME_RATE, float(size.factor), float(size.factor)])
