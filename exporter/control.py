@@ -1,4 +1,4 @@
-"""RUN: a picture that the painted one follows, by the ControlNets of a pipeline."""
+"""RUN: a picture that the painted one follows, by the ControlNets or the T2I-Adapter of a pipeline."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def following(
     """
     from PIL.Image import Resampling
 
-    known = inspect.signature(pipeline.__call__).parameters
-    argument, scale_name = control_argument(known), scale_argument(known)
+    takes = inspect.signature(pipeline.__call__).parameters
+    argument, scale_name = control_argument(takes), scale_argument(takes)
     if argument is None or scale_name is None:
         if pictures or scales:
             raise UsageError(
@@ -154,7 +154,7 @@ def following(
     count = 1 if nets is None else len(nets)
     if not pictures:
         raise UsageError(
-            "This model follows a picture (edges, depth, a pose: what its ControlNet was trained on).",
+            "This model follows a picture (edges, depth, a pose: what its ControlNet or adapter was trained on).",
             hint="Give it one with --control FILE.",
         )
     if len(pictures) != count:
