@@ -154,7 +154,7 @@ def following(
     count = 1 if nets is None else len(nets)
     if not pictures:
         raise UsageError(
-            "This model follows a picture (edges, depth, a pose: what its ControlNet or adapter was trained on).",
+            "This model follows a picture (edges, depth, a pose: what its ControlNet was trained on).",
             hint="Give it one with --control FILE.",
         )
     if len(pictures) != count:
