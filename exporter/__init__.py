@@ -44,6 +44,7 @@ def convert(
     controlnets: Sequence[str] = (),
     config: str | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -61,6 +62,7 @@ def convert(
         textual_inversions: Files with embeddings of new tokens.
         controlnets: Folders, checkpoints or Hub ids of ControlNets that the pictures will follow.
         config / tokenizer: Folders that tell what a single file does not say.
+        base: Folder or Hub id that has the parts which a single file lacks (text encoders, VAE).
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
         options: The target's options (`dtype`, `static`, …).
 
@@ -88,6 +90,7 @@ def convert(
             "controlnets": list(controlnets),
             "config": config,
             "tokenizer": tokenizer,
+            "base": base,
             "allow_pickle": allow_pickle,
         },
         hash_source=True,

@@ -126,6 +126,7 @@ class SourceRecord(Record):
 
     Attributes:
         config / tokenizer: Folders that told what a single file does not (`--config`, `--tokenizer`).
+        base: Checkpoint that gave the parts a single file lacks (`--base`); its weights are among `files`.
         pickle: The source is a pickle, opened because the user asked for it.
         overlays: What was laid over it, in order.
         notes: What was assumed or left out.
@@ -138,6 +139,7 @@ class SourceRecord(Record):
     files: list[FileRecord] = Field(default_factory=list)
     config: str | None = None
     tokenizer: str | None = None
+    base: str | None = None
     pickle: bool = False
     overlays: list[OverlayRecord] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

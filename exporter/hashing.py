@@ -6,7 +6,11 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from io import FileIO
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 HASH_CHUNK = 1 << 18
 """Bytes read at a time, always into the same buffer: it stays in the processor's cache."""
@@ -45,6 +49,75 @@ def sha256_of_all(paths: Sequence[Path]) -> list[str]:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class Follower:
+    """sha256 of a file that is still being written, from its beginning to its end, close behind the writer.
+
+    What was just written is read back from the system's cache of the file, so the digest is of what lies
+    there. Use as a context manager around the writing; the digest is still being made when it is left.
+
+    Attributes:
+        digest: sha256 hex, once the file is complete; `InterruptedError` when writing it failed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.digest: Future[str] = Future()
+        self._size = 0
+        self._complete = self._failed = False
+        self._grown = threading.Condition()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._grown:
+            self._failed, self._complete = kind is not None, True
+            self._grown.notify()
+        if self._failed:
+            self._thread.join()
+
+    def reached(self, size: int) -> None:
+        """The file is `size` bytes long now, and these do not change any more."""
+        with self._grown:
+            self._size = size
+            self._grown.notify()
+
+    def _follow(self) -> None:
+        try:
+            self.digest.set_result(self._hashed())
+        except BaseException as error:
+            self.digest.set_exception(error)
+
+    def _hashed(self) -> str:
+        digest, done = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(HASH_CHUNK))
+        handle: FileIO | None = None
+        try:
+            while True:
+                with self._grown:
+                    while self._size <= done and not self._complete:
+                        self._grown.wait()
+                    size, complete = self._size, self._complete
+                    if self._failed:
+                        raise InterruptedError(f"{self.path} was not written to its end")
+                handle = handle or self.path.open("rb", buffering=0)
+                while done < size or complete:
+                    count = handle.readinto(buffer)
+                    if not count:
+                        break
+                    digest.update(buffer[:count])
+                    done += count
+                if complete:
+                    return digest.hexdigest()
+        finally:
+            if handle is not None:
+                handle.close()
 
 
 def _cores() -> int:

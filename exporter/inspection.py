@@ -83,6 +83,7 @@ class Inspection(BaseModel):
         pipeline_class: The diffusers pipeline.
         convertible: Whether this version has a family for that pipeline (checkpoint).
         parts: Components without weights (tokenizer, scheduler) → class.
+        lacking: Parts that a file does not hold and `--base` could give → in words.
         bytes: Of all components together.
         state: Verification state (artifact).
         program: Of an artifact that is a program: whether it is opened here.
@@ -101,6 +102,7 @@ class Inspection(BaseModel):
     convertible: bool | None = None
     components: list[InspectedComponent]
     parts: dict[str, str] = Field(default_factory=dict)
+    lacking: dict[str, str] = Field(default_factory=dict)
     bytes: int
     parameters: int
     state: HashState | None = None
@@ -171,6 +173,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         convertible=convertible,
         components=components,
         parts=parts,
+        lacking=dict(checkpoint.lacking),
         bytes=sum(c.bytes or 0 for c in components),
         parameters=sum(c.parameters or 0 for c in components),
     )

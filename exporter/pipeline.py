@@ -21,7 +21,9 @@ from exporter.architectures import components_of
 from exporter.architectures.base import whole_module
 from exporter.architectures.controlnet import control_argument, joined
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
+from exporter.calls import as_written, at_the_size_asked_for, watched
 from exporter.checkpoints import Checkpoint, open_source
+from exporter.checkpoints.lacking import check_whole
 from exporter.compiled import Store
 from exporter.control import adapter_of, controlnet_of, following
 from exporter.errors import ArtifactError, CheckpointError, InputError, UsageError
@@ -49,6 +51,7 @@ def load(
     trust: bool = False,
     height: int | None = None,
     width: int | None = None,
+    spread: bool = False,
     **intake: Any,
 ) -> Any:
     """A diffusers pipeline whose components are the exported ones, or the PyTorch reference.
@@ -61,6 +64,7 @@ def load(
         trust: Open an artifact that is a program (TorchScript, .pt2) although it was not made here.
         height / width: Pixels that will be asked for: an artifact with several sizes is opened at the one
             that fits, and at its first one when None.
+        spread: Of an artifact whose format can: share several prompts among all devices of the kind.
         intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:
@@ -80,7 +84,8 @@ def load(
                 hint="Give it to `exporter convert`, which fuses it into what it writes.",
             )
         artifact = at_size(Artifact.open(path), height, width)
-        return from_artifact(artifact, device=device, precision_hint=precision_hint, trust=trust)
+        settings = {"precision_hint": precision_hint, "trust": trust, "spread": spread}
+        return from_artifact(artifact, device=device, **settings)
     return from_checkpoint(str(source), device=device, revision=revision, **intake)
 
 
@@ -96,6 +101,7 @@ def from_checkpoint(
 
     where = torch_device(device)
     checkpoint = open_source(source, revision=revision, **intake)
+    check_whole(checkpoint)
     checkpoint.validate()
     cls = getattr(diffusers, checkpoint.pipeline_class, None)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
@@ -113,7 +119,12 @@ def from_checkpoint(
 
 
 def from_artifact(
-    artifact: Artifact, *, device: str | None = None, precision_hint: str | None = None, trust: bool = False
+    artifact: Artifact,
+    *,
+    device: str | None = None,
+    precision_hint: str | None = None,
+    trust: bool = False,
+    spread: bool = False,
 ) -> Any:
     """The pipeline of an artifact. Close its runners by dropping it.
 
@@ -125,7 +136,7 @@ def from_artifact(
     runners: dict[str, Runner] = {}
     used = []
     for record in artifact.manifest.components:
-        options = run_options(record, device, precision_hint, trust)
+        options = replace(run_options(record, device, precision_hint, trust), spread=spread)
         compiled = store.find(record, options)
         if compiled is not None:
             try:
@@ -364,7 +375,7 @@ def paint(
     pipeline: Any,
     prompts: Sequence[str],
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     steps: int = 25,
     guidance: float = 7.5,
     height: int | None = None,
@@ -375,12 +386,14 @@ def paint(
     strength: float | None = None,
     control: Sequence[Image] = (),
     control_scale: Sequence[float] = (),
+    together: int = 1,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Paint each prompt from the same seed, so that a picture does not depend on its neighbours.
 
     Args:
-        seed: Of the CPU generator that draws the first latents (shape 1×4×h/8×w/8, float32).
+        seed: Of the CPU generator that draws the first latents (shape 1×4×h/8×w/8, float32); or one for
+            each prompt.
         steps: Scheduler steps.
         guidance: Classifier-free guidance scale; 1 or less switches it off.
         height / width: Pixels; the picture's own, or the native size, when None.
@@ -389,6 +402,7 @@ def paint(
         strength: How much of the picture is taken away first, above 0 to 1; the pipeline's own when None.
         control: What each ControlNet reads (edges, depth, a pose …), scaled to the size painted.
         control_scale: How much they count: one number for all or one for each; the pipeline's own when empty.
+        together: So many prompts in one batch; what is drawn for each stays its own.
 
     Raises:
         UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a
@@ -409,6 +423,9 @@ def paint(
         raise UsageError(f"A {type(pipeline).__name__} takes no negative prompt.")
     given = {name: value for name, value in given.items() if name in known}
     given |= following(pipeline, control, control_scale, (width, height), shape or (width, height))
+    if negative_prompt is None:  # its default: of some pipelines the empty prompt
+        given.pop("negative_prompt", None)
+    given |= at_the_size_asked_for(known) | as_written(known)
     if image is not None:
         given |= _starting_point(image, mask, (width, height))
     if strength is not None:
@@ -425,25 +442,26 @@ def paint(
                 hint=f"Take at least {math.ceil(1 / chosen)} steps.",
             )
     pictures = []
-    for prompt in prompts:
-        report.start(f"painting “{prompt}”", steps)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    for first in range(0, len(prompts), together):
+        group = list(prompts[first : first + together])
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        report.start(f"painting “{group[0]}”{more}", steps)
+        drawn = [torch.Generator("cpu").manual_seed(one) for one in seeds[first : first + together]]
 
         def step(_: Any, index: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
             report.update(index + 1, f"step {index + 1} of {steps}")
             return values
 
-        if "callback_on_step_end" in known:
-            given["callback_on_step_end"] = step
-        else:  # pipelines of the older kind
-            given["callback"] = lambda index, time, latents, step=step: step(None, index, time, {})
         result = pipeline(
-            prompt,
+            group if more else group[0],
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=drawn if more else drawn[0],
+            **watched(known, step),
             **given,
         )
-        pictures.append(result.images[0])
+        pictures += result.images
         report.done()
     return pictures
 

@@ -135,7 +135,7 @@ def make_plan(
     Args:
         progress: Told of the download.
         intake: Further keyword arguments of `exporter.checkpoints.open_source`: how the source is opened
-            and what is laid over it (allow_pickle, config, tokenizer, vae, textual_inversions, loras …).
+            and what is laid over it (allow_pickle, config, tokenizer, base, vae, loras, controlnets …).
         hash_source: Begin to hash the source's files aside at once, for the conversion that follows.
 
     Raises:
@@ -150,10 +150,12 @@ def make_plan(
     parsed = parse_options(backend, options or {})
 
     from exporter.checkpoints import open_source
+    from exporter.checkpoints.lacking import check_whole
 
     checkpoint = open_source(
         source, revision=revision, variant=variant, progress=progress, **dict(intake or {})
     )
+    check_whole(checkpoint, components)
     checkpoint.validate()
     hashed = aside(lambda: checkpoint.files) if hash_source else None
     from exporter.architectures import components_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
@@ -63,7 +64,7 @@ class ExportedModule(nn.Module):
 
 
 class ExportedTextEncoder(ExportedModule):
-    """Stands for a `CLIPTextModel`, a `CLIPTextModelWithProjection` or a `T5EncoderModel`."""
+    """Stands for a CLIP text encoder, with or without a projection, a `T5EncoderModel` or a `Gemma2Model`."""
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
@@ -154,16 +155,24 @@ class ExportedTransformer(ExportedModule):
     """Stands for a diffusion transformer, whose inputs it takes under the names that the runner has."""
 
     def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
-        super().__init__(runner, config)
+        super().__init__(runner, {**_defaults(config), **config})
         self.names = {spec.name for spec in runner.inputs}
 
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """Pipelines name the pass they make, for caches that an exported graph has not."""
         return nullcontext()
 
-    def forward(self, hidden_states: torch.Tensor, *, return_dict: bool = True, **others: Any) -> Any:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        added_cond_kwargs: Mapping[str, torch.Tensor | None] | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
+        others |= added_cond_kwargs or {}
         given = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
         unknown = sorted(set(given) - self.names)
         if unknown:
@@ -174,8 +183,19 @@ class ExportedTransformer(ExportedModule):
         return Transformer2DModelOutput(sample=out) if return_dict else (out,)
 
 
+def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's values of settings that a config, older than they are, does not name; pipelines read some
+    (`timestep_scale` of Sana)."""
+    import diffusers
+
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    known = inspect.signature(cls.__init__).parameters.values() if cls is not None else ()
+    return {each.name: each.default for each in known if each.default is not each.empty}
+
+
 class ExportedVae(ExportedModule):
-    """Stands for an `AutoencoderKL` or an `AutoencoderTiny`; decoder and encoder are two components."""
+    """Stands for an `AutoencoderKL`, an `AutoencoderTiny` or an `AutoencoderDC`; decoder and encoder are two
+    components."""
 
     def __init__(self, decoder: Runner, encoder: Runner | None, config: Mapping[str, Any]) -> None:
         tiny = config.get("decoder_block_out_channels")  # older configs lack the name that pipelines read
@@ -228,13 +248,15 @@ class ExportedVae(ExportedModule):
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution, EncoderOutput
         from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
         if self.encoder_runner is None:
             raise ArtifactError("This artifact has no vae_encoder, so it cannot start from a picture.")
         moments = self._sparing(self.encoder_runner, "sample", x, self.factor)
         if self.encoder_runner.outputs[0].name == "latent_sample":
+            if return_dict and self.config.get("_class_name") == "AutoencoderDC":
+                return EncoderOutput(latent=moments)
             return AutoencoderTinyOutput(latents=moments) if return_dict else (moments,)
         posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny import make_t5, make_t5_tokenizer, make_tokenizer
+from tests.tiny import make_gemma, make_gemma_tokenizer, make_t5, make_t5_tokenizer, make_tokenizer
 
 UNET = {
     "sample_size": 8,
@@ -360,6 +360,91 @@ def flux_fill(tokenizer: Any) -> Any:
     return _flux("FluxFillPipeline", tokenizer, in_channels=384, out_channels=64, guidance_embeds=True)
 
 
+def _pixart(class_name: str, autoencoder: Any, **config: Any) -> Any:
+    import diffusers
+
+    tokenizer = make_t5_tokenizer()
+    transformer = diffusers.PixArtTransformer2DModel(
+        **(
+            {
+                "sample_size": 8,
+                "num_layers": 2,
+                "num_attention_heads": 3,
+                "attention_head_dim": 12,
+                "cross_attention_dim": 36,
+                "caption_channels": 32,
+                "interpolation_scale": 2,
+                "use_additional_conditions": False,
+            }
+            | config
+        )
+    )
+    return getattr(diffusers, class_name)(
+        transformer=transformer.eval(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            beta_start=0.0001, beta_end=0.02, beta_schedule="linear", solver_order=2
+        ),
+        vae=autoencoder,
+        text_encoder=make_t5(tokenizer), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def pixart_sigma(tokenizer: Any) -> Any:
+    """PixArt-Σ: positions between those of the trained size, a variance beside the noise."""
+    return _pixart("PixArtSigmaPipeline", vae(scaling_factor=0.13025))
+
+
+def pixart_alpha(tokenizer: Any) -> Any:
+    """PixArt-α at 1024 pixels: the picture's size and aspect ratio enter too, which the pipeline gives at
+    128 latent cells a side and at no other number. Here one of them is a pixel, and 16×16 make a patch."""
+    autoencoder = vae(
+        sample_size=128, block_out_channels=(16,), down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",), mid_block_add_attention=False,
+    )  # fmt: skip
+    sized: dict[str, Any] = {"sample_size": 128, "patch_size": 16, "use_additional_conditions": None}
+    return _pixart("PixArtAlphaPipeline", autoencoder, **sized)
+
+
+def sana(tokenizer: Any) -> Any:
+    """Sana: Gemma 2 with fewer key heads than query heads, linear attention, 32 pixels a latent cell."""
+    import diffusers
+
+    gemma = make_gemma_tokenizer()
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=24,
+        sample_size=4,
+    )
+    autoencoder = diffusers.AutoencoderDC(
+        latent_channels=8,
+        attention_head_dim=8,
+        encoder_block_types=(*("ResBlock",) * 3, *("EfficientViTBlock",) * 3),
+        decoder_block_types=(*("ResBlock",) * 3, *("EfficientViTBlock",) * 3),
+        encoder_block_out_channels=(8, 8, 8, 16, 16, 32),
+        decoder_block_out_channels=(8, 8, 8, 16, 16, 32),
+        encoder_layers_per_block=(0, 1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1, 1),
+        scaling_factor=0.41407,
+        downsample_block_type="Conv",
+        upsample_block_type="interpolate",
+    )
+    return diffusers.SanaPipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
+        ),
+        vae=autoencoder.eval(),
+        text_encoder=make_gemma(gemma), tokenizer=gemma,
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Callable[[Any], Any]] = {
     each.__name__: each
     for each in (
@@ -375,6 +460,9 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         flux,
         flux_schnell,
         flux_fill,
+        pixart_sigma,
+        pixart_alpha,
+        sana,
         controlnet,
         two_controlnets,
         sdxl_controlnet,

@@ -137,3 +137,113 @@ def save(state: State, path: Path, *, resolution: int | None = None) -> Path:
         metadata["modelspec.resolution"] = f"{resolution}x{resolution}"
     save_file({n: t.contiguous().clone() for n, t in state.items()}, path, metadata=metadata)
     return path
+
+
+PREFIX = "model.diffusion_model."
+
+
+def flux(state: State, config: dict, prefix: str = PREFIX) -> State:
+    """Black Forest Labs' layout, as their `model.py` and `layers.py` name the modules."""
+    left = dict(state)
+    result: State = {}
+
+    def put(old: str, *new: str, swap: bool = False) -> None:
+        for kind in ("weight", "bias"):
+            parts = [left.pop(f"{name}.{kind}") for name in new]
+            if swap:  # diffusers: scale, shift; the original: shift, scale
+                scale, shift = parts[0].chunk(2)
+                parts = [shift, scale]
+            result[f"{old}.{kind}"] = torch.cat(parts)
+
+    def scale(old: str, new: str) -> None:
+        result[f"{old}.scale"] = left.pop(f"{new}.weight")
+
+    put("img_in", "x_embedder")
+    put("txt_in", "context_embedder")
+    embedders = [("time_in", "timestep"), ("vector_in", "text")]
+    for old, new in [*embedders, *([("guidance_in", "guidance")] if config["guidance_embeds"] else [])]:
+        put(f"{old}.in_layer", f"time_text_embed.{new}_embedder.linear_1")
+        put(f"{old}.out_layer", f"time_text_embed.{new}_embedder.linear_2")
+    for i in range(config["num_layers"]):
+        new, old = f"transformer_blocks.{i}", f"double_blocks.{i}"
+        put(f"{old}.img_mod.lin", f"{new}.norm1.linear")
+        put(f"{old}.txt_mod.lin", f"{new}.norm1_context.linear")
+        put(f"{old}.img_attn.qkv", *(f"{new}.attn.to_{part}" for part in "qkv"))
+        put(f"{old}.txt_attn.qkv", *(f"{new}.attn.add_{part}_proj" for part in "qkv"))
+        put(f"{old}.img_attn.proj", f"{new}.attn.to_out.0")
+        put(f"{old}.txt_attn.proj", f"{new}.attn.to_add_out")
+        for stream, ff, added in (("img", "ff", ""), ("txt", "ff_context", "added_")):
+            scale(f"{old}.{stream}_attn.norm.query_norm", f"{new}.attn.norm_{added}q")
+            scale(f"{old}.{stream}_attn.norm.key_norm", f"{new}.attn.norm_{added}k")
+            put(f"{old}.{stream}_mlp.0", f"{new}.{ff}.net.0.proj")
+            put(f"{old}.{stream}_mlp.2", f"{new}.{ff}.net.2")
+    for i in range(config["num_single_layers"]):
+        new, old = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
+        put(f"{old}.modulation.lin", f"{new}.norm.linear")
+        put(f"{old}.linear1", *(f"{new}.attn.to_{part}" for part in "qkv"), f"{new}.proj_mlp")
+        put(f"{old}.linear2", f"{new}.proj_out")
+        scale(f"{old}.norm.query_norm", f"{new}.attn.norm_q")
+        scale(f"{old}.norm.key_norm", f"{new}.attn.norm_k")
+    put("final_layer.linear", "proj_out")
+    put("final_layer.adaLN_modulation.1", "norm_out.linear", swap=True)
+    assert not left, sorted(left)
+    return {prefix + name: tensor for name, tensor in result.items()}
+
+
+def sd3(state: State, config: dict, prefix: str = PREFIX) -> State:
+    """Stability's layout, as the `mmditx.py` of sd3.5 names the modules."""
+    left = dict(state)
+    result: State = {}
+    last = config["num_layers"] - 1
+
+    def put(old: str, *new: str, swap: bool = False) -> None:
+        for kind in ("weight", "bias"):
+            whole = torch.cat([left.pop(f"{name}.{kind}") for name in new])
+            result[f"{old}.{kind}"] = torch.cat(whole.chunk(2)[::-1]) if swap else whole
+
+    def norms(old: str, *new: str) -> None:
+        if config["qk_norm"]:
+            for kind, name in zip(("ln_q", "ln_k"), new, strict=True):
+                result[f"{old}.{kind}.weight"] = left.pop(f"{name}.weight")
+
+    result["pos_embed"] = left.pop("pos_embed.pos_embed")
+    put("x_embedder.proj", "pos_embed.proj")
+    put("context_embedder", "context_embedder")
+    for old, new in (("t_embedder", "timestep"), ("y_embedder", "text")):
+        put(f"{old}.mlp.0", f"time_text_embed.{new}_embedder.linear_1")
+        put(f"{old}.mlp.2", f"time_text_embed.{new}_embedder.linear_2")
+    for i in range(last + 1):
+        new, x, context = (
+            f"transformer_blocks.{i}",
+            f"joint_blocks.{i}.x_block",
+            f"joint_blocks.{i}.context_block",
+        )
+        put(f"{x}.adaLN_modulation.1", f"{new}.norm1.linear")
+        put(f"{x}.attn.qkv", *(f"{new}.attn.to_{part}" for part in "qkv"))
+        put(f"{x}.attn.proj", f"{new}.attn.to_out.0")
+        norms(f"{x}.attn", f"{new}.attn.norm_q", f"{new}.attn.norm_k")
+        put(f"{x}.mlp.fc1", f"{new}.ff.net.0.proj")
+        put(f"{x}.mlp.fc2", f"{new}.ff.net.2")
+        if i in config["dual_attention_layers"]:
+            put(f"{x}.attn2.qkv", *(f"{new}.attn2.to_{part}" for part in "qkv"))
+            put(f"{x}.attn2.proj", f"{new}.attn2.to_out.0")
+            norms(f"{x}.attn2", f"{new}.attn2.norm_q", f"{new}.attn2.norm_k")
+        put(f"{context}.adaLN_modulation.1", f"{new}.norm1_context.linear", swap=i == last)
+        put(f"{context}.attn.qkv", *(f"{new}.attn.add_{part}_proj" for part in "qkv"))
+        norms(f"{context}.attn", f"{new}.attn.norm_added_q", f"{new}.attn.norm_added_k")
+        if i < last:
+            put(f"{context}.attn.proj", f"{new}.attn.to_add_out")
+            put(f"{context}.mlp.fc1", f"{new}.ff_context.net.0.proj")
+            put(f"{context}.mlp.fc2", f"{new}.ff_context.net.2")
+    put("final_layer.linear", "proj_out")
+    put("final_layer.adaLN_modulation.1", "norm_out.linear", swap=True)
+    assert not left, sorted(left)
+    return {prefix + name: tensor for name, tensor in result.items()}
+
+
+def text(state: State, name: str) -> State:
+    """A text encoder under transformers' names, as ComfyUI and Stability store it, with their litter."""
+    prefix = f"text_encoders.{name}."
+    return {f"{prefix}transformer.{n}": t for n, t in state.items()} | {
+        f"{prefix}logit_scale": torch.tensor(4.6)
+    }

@@ -118,3 +118,43 @@ def make_t5(tokenizer, *, hidden: int = 32):
             feed_forward_proj="gated-gelu",
         )
     ).eval()
+
+
+def make_gemma_tokenizer():
+    """A Gemma tokenizer of bytes: padding, end, begin, unknown, then `<0x00>` to `<0xFF>` and the space."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from transformers import GemmaTokenizerFast
+
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    model = models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["<bos>", "$A"], pair=["<bos>", "$A", "<bos>", "$B"], special_tokens=[("<bos>", 2)]
+    )
+    return GemmaTokenizerFast(tokenizer_object=tokenizer)
+
+
+def make_gemma(tokenizer, *, hidden: int = 24, window: int = 4096):
+    """A random Gemma 2 of two layers, one of them with a window, fewer key heads than query heads."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=window,
+            max_position_embeddings=4096,
+            pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        )
+    ).eval()  # fmt: skip

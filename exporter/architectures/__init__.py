@@ -12,6 +12,8 @@ _SD = "exporter.architectures.stable_diffusion"
 _SDXL = "exporter.architectures.stable_diffusion_xl"
 _SD3 = "exporter.architectures.stable_diffusion_3"
 _FLUX = "exporter.architectures.flux"
+_PIXART = "exporter.architectures.pixart"
+_SANA = "exporter.architectures.sana"
 FAMILIES = {
     "FluxFillPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
@@ -19,6 +21,9 @@ FAMILIES = {
     "FluxPipeline": _FLUX,
     "LatentConsistencyModelImg2ImgPipeline": _SD,
     "LatentConsistencyModelPipeline": _SD,
+    "PixArtAlphaPipeline": _PIXART,
+    "PixArtSigmaPipeline": _PIXART,
+    "SanaPipeline": _SANA,
     "StableDiffusion3Img2ImgPipeline": _SD3,
     "StableDiffusion3InpaintPipeline": _SD3,
     "StableDiffusion3Pipeline": _SD3,

@@ -41,6 +41,18 @@ class T5Encoder(nn.Module):
         return (output[0],)
 
 
+class DecoderAsEncoder(nn.Module):
+    """(`input_ids`, `attention_mask`) → `last_hidden_state` of a language model, which keeps no cache."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
+        output = self.inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return (output.last_hidden_state,)
+
+
 class UNet(nn.Module):
     """(`sample`, `timestep`, `encoder_hidden_states`) → `out_sample`.
 
@@ -101,6 +113,37 @@ class Transformer(nn.Module):
             timestep=timestep,
             return_dict=False,
             **{name: value for name, value in further.items() if value is not None},
+        )
+        return (output[0],)
+
+
+class MaskedTransformer(nn.Module):
+    """(`hidden_states`, `encoder_hidden_states`, `encoder_attention_mask`, `timestep`) → `out_hidden_states`.
+
+    Further inputs of PixArt-α: `resolution` and `aspect_ratio`.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor,
+        timestep: torch.Tensor,
+        resolution: torch.Tensor | None = None,
+        aspect_ratio: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor]:
+        sized = {"added_cond_kwargs": {"resolution": resolution, "aspect_ratio": aspect_ratio}}
+        output = self.inner(
+            hidden_states=hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            timestep=timestep,
+            return_dict=False,
+            **({} if resolution is None else sized),
         )
         return (output[0],)
 
@@ -201,7 +244,7 @@ class VaeEncoder(nn.Module):
 
 
 class TinyVaeEncoder(nn.Module):
-    """Picture in [-1, 1] → the latents: an `AutoencoderTiny` has no distribution to sample from."""
+    """Picture in [-1, 1] → the latents: `AutoencoderTiny` and `AutoencoderDC` have no distribution."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -44,3 +44,10 @@ def expect_class(checkpoint: Checkpoint, folder: str, known: tuple[str, ...]) ->
             f"{wanted} only."
         )
     return found[1]
+
+
+def part_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
+    """The config of a part, or what is known of it where a source may lack it."""
+    if folder in checkpoint.lacking:
+        return dict(checkpoint.expected(folder))
+    return checkpoint.config(folder)

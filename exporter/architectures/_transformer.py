@@ -36,6 +36,26 @@ def expect_width(checkpoint: Checkpoint, folder: str, key: str, given: int, by: 
     return wanted
 
 
+def expect_latents(checkpoint: Checkpoint, folder: str) -> tuple[int, int]:
+    """Channels that the transformer takes, which must be the latents', and gives: as many, or twice as many
+    where it has learnt a variance too.
+
+    Raises:
+        CheckpointError: Others.
+    """
+    config = checkpoint.config(folder)
+    channels = int(config["in_channels"])
+    given = int(config.get("out_channels") or channels)
+    latents = int(checkpoint.config("vae")["latent_channels"])
+    if channels != latents or given not in (channels, 2 * channels):
+        raise CheckpointError(
+            f"{checkpoint.source}, component {folder!r}: the transformer takes {channels} channels and gives "
+            f"{given}, the VAE's latents have {latents}.",
+            hint="config.json of the transformer and of the VAE do not belong together.",
+        )
+    return channels, given
+
+
 def timestep(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
     """The scheduler's time, 0 to 1000 and seldom whole: the same for every row."""
     import torch

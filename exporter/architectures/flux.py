@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exporter.architectures._parts import adapter, expect_class
+from exporter.architectures._parts import adapter, expect_class, part_config
 from exporter.architectures._t5 import T5, t5_text_encoder
 from exporter.architectures._text import CLIP, clip_text_encoder
 from exporter.architectures._transformer import OUTPUT, expect_width
@@ -34,33 +34,39 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     Raises:
         CheckpointError: A part is missing, of another class, or does not fit the others.
     """
-    expect_class(checkpoint, "transformer", (CLASS,))
-    expect_class(checkpoint, "text_encoder", (CLIP,))
-    expect_class(checkpoint, "text_encoder_2", (T5,))
-    vae = checkpoint.config("vae")
+    lacking = checkpoint.lacking
+    for part, class_name in (("transformer", CLASS), ("text_encoder", CLIP), ("text_encoder_2", T5)):
+        if part not in lacking:
+            expect_class(checkpoint, part, (class_name,))
+    vae = part_config(checkpoint, "vae")
     side = int(vae.get("sample_size") or DEFAULT_PIXELS)
-    tokens = int(checkpoint.config("text_encoder").get("max_position_embeddings", 77))
+    tokens = int(part_config(checkpoint, "text_encoder").get("max_position_embeddings", 77))
 
     def native(sequence: int) -> Size:
         return Size(batch=1, height=side, width=side, sequence=sequence, factor=vae_factor(vae))
 
-    clip = clip_text_encoder(checkpoint, "text_encoder", native(tokens))
-    t5 = t5_text_encoder(checkpoint, "text_encoder_2", native(T5_TOKENS))
-    denoiser = _transformer(checkpoint, "transformer", native(T5_TOKENS), clip, t5)
-    return [clip, t5, denoiser, *vae_components(checkpoint, native(tokens))]
+    texts = []
+    if "text_encoder" not in lacking:
+        texts.append(clip_text_encoder(checkpoint, "text_encoder", native(tokens)))
+    if "text_encoder_2" not in lacking:
+        texts.append(t5_text_encoder(checkpoint, "text_encoder_2", native(T5_TOKENS)))
+    denoiser = _transformer(checkpoint, "transformer", native(T5_TOKENS), {c.name: c for c in texts})
+    autoencoder = [] if "vae" in lacking else vae_components(checkpoint, native(tokens))
+    return [*texts, denoiser, *autoencoder]
 
 
-def _transformer(
-    checkpoint: Checkpoint, folder: str, native: Size, clip: Component, t5: Component
-) -> Component:
+def _transformer(checkpoint: Checkpoint, folder: str, native: Size, texts: dict[str, Component]) -> Component:
     config = checkpoint.config(folder)
-    pooled = int(clip.config["hidden_size"])
-    expect_width(checkpoint, folder, "pooled_projection_dim", pooled, "the pooled text of text_encoder")
-    text = int(t5.config["d_model"])
-    expect_width(checkpoint, folder, "joint_attention_dim", text, "the tokens of text_encoder_2")
+    pooled, text = int(config["pooled_projection_dim"]), int(config["joint_attention_dim"])
+    if clip := texts.get("text_encoder"):
+        given = int(clip.config["hidden_size"])
+        expect_width(checkpoint, folder, "pooled_projection_dim", given, "the pooled text of text_encoder")
+    if t5 := texts.get("text_encoder_2"):
+        given = int(t5.config["d_model"])
+        expect_width(checkpoint, folder, "joint_attention_dim", given, "the tokens of text_encoder_2")
     channels = int(config["in_channels"])
     given = int(config.get("out_channels") or channels)
-    latents = int(checkpoint.config("vae")["latent_channels"]) * PACKED**2
+    latents = int(part_config(checkpoint, "vae")["latent_channels"]) * PACKED**2
     if given != latents:
         raise CheckpointError(
             f"{checkpoint.source}, component {folder!r}: the transformer gives {given} channels a token, the "

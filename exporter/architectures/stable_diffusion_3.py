@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.architectures._parts import adapter, expect_class
+from exporter.architectures._parts import adapter, expect_class, part_config
 from exporter.architectures._t5 import t5_text_encoder
 from exporter.architectures._text import PROJECTED, clip_text_encoder
 from exporter.architectures._transformer import OUTPUT, expect_width, pixels, timestep
@@ -28,33 +28,36 @@ def components(checkpoint: Checkpoint) -> list[Component]:
         CheckpointError: A part is missing, of another class, or does not fit the others.
     """
     expect_class(checkpoint, "transformer", (CLASS,))
-    for folder in ("text_encoder", "text_encoder_2"):
+    lacking = checkpoint.lacking
+    clips = [folder for folder in ("text_encoder", "text_encoder_2") if folder not in lacking]
+    for folder in clips:
         expect_class(checkpoint, folder, (PROJECTED,))
-    factor = vae_factor(checkpoint.config("vae"))
+    factor = vae_factor(part_config(checkpoint, "vae"))
     height, width = pixels(checkpoint.config("transformer")["sample_size"], factor)
-    tokens = int(checkpoint.config("text_encoder").get("max_position_embeddings", 77))
+    tokens = int(part_config(checkpoint, "text_encoder").get("max_position_embeddings", 77))
 
     def native(sequence: int) -> Size:
         return Size(batch=2, height=height, width=width, sequence=sequence, factor=factor)
 
-    texts = [
-        clip_text_encoder(checkpoint, folder, native(tokens), hidden_states=True)
-        for folder in ("text_encoder", "text_encoder_2")
-    ]
+    texts = [clip_text_encoder(checkpoint, folder, native(tokens), hidden_states=True) for folder in clips]
     if "text_encoder_3" in checkpoint.component_classes:
         texts.append(t5_text_encoder(checkpoint, "text_encoder_3", native(T5_TOKENS)))
     denoiser = _transformer(checkpoint, "transformer", native(tokens + T5_TOKENS), texts)
-    return [*texts, denoiser, *vae_components(checkpoint, native(tokens))]
+    autoencoder = [] if "vae" in lacking else vae_components(checkpoint, native(tokens))
+    return [*texts, denoiser, *autoencoder]
 
 
 def _transformer(checkpoint: Checkpoint, folder: str, native: Size, texts: list[Component]) -> Component:
     config = checkpoint.config(folder)
-    pooled = sum(int(text.config["projection_dim"]) for text in texts[:2])
-    expect_width(checkpoint, folder, "pooled_projection_dim", pooled, "the projections of the text encoders")
-    text = int(config["joint_attention_dim"])
-    for encoder in texts[2:]:
-        given = int(encoder.config["d_model"])
-        expect_width(checkpoint, folder, "joint_attention_dim", given, "the tokens of text_encoder_3")
+    pooled, text = int(config["pooled_projection_dim"]), int(config["joint_attention_dim"])
+    projected = [int(t.config["projection_dim"]) for t in texts if t.name != "text_encoder_3"]
+    if len(projected) == 2:
+        by = "the projections of the text encoders"
+        expect_width(checkpoint, folder, "pooled_projection_dim", sum(projected), by)
+    for encoder in texts:
+        if encoder.name == "text_encoder_3":
+            given = int(encoder.config["d_model"])
+            expect_width(checkpoint, folder, "joint_attention_dim", given, "the tokens of text_encoder_3")
     channels = int(config["in_channels"])
     latent = ("latent_height", "latent_width")
 

@@ -196,6 +196,20 @@ class Checkpoint:
         return ()
 
     @property
+    def lacking(self) -> Mapping[str, str]:
+        """Parts of the pipeline that the source has not and somebody could give: folder → in words."""
+        return {}
+
+    @property
+    def advice(self) -> str:
+        """How to give what is lacking."""
+        return ""
+
+    def expected(self, folder: str) -> Mapping[str, Any]:
+        """What is known of the config of a part that is lacking."""
+        return {}
+
+    @property
     def opened_with(self) -> Mapping[str, Any]:
         """Fields of the manifest's `SourceRecord` that say how the source was opened."""
         return {"pickle": True} if self.allow_pickle and self.pickled else {}

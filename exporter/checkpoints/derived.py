@@ -99,3 +99,22 @@ def transposed(tensor: StoredTensor) -> StoredTensor:
     """A matrix with its axes exchanged."""
     first, second = tensor.shape
     return made(tensor.name, tensor.dtype, (second, first), tensor, lambda: tensor.load().T.contiguous())
+
+
+def swapped(tensor: StoredTensor) -> StoredTensor:
+    """The second half of the rows before the first one. The tensor is read when its values are asked for.
+
+    Raises:
+        ValueError: It has no rows, or an odd number of them.
+    """
+    if not tensor.shape or tensor.shape[0] % 2:
+        raise ValueError(f"{tensor.name}: {tensor.shape} has no two halves")
+    half = tensor.shape[0] // 2
+
+    def make() -> torch.Tensor:
+        import torch
+
+        values = tensor.load()
+        return torch.cat([values[half:], values[:half]])
+
+    return made(tensor.name, tensor.dtype, tensor.shape, tensor, make)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,7 @@ def download(
     progress: Progress | None = None,
     patience: Patience | None = None,
     part: bool = False,
+    skip: Collection[str] = (),
 ) -> Snapshot:
     """Fetch what a pipeline (or an artifact) needs into huggingface_hub's cache.
 
@@ -110,6 +111,7 @@ def download(
         variant: Weight variant, such as `fp16`.
         patience: How often and how long to wait for a server that is busy.
         part: One model alone will do (a ControlNet with its config.json), where it is no pipeline.
+        skip: Components of a pipeline whose weights are not wanted.
 
     Raises:
         NetworkError: The Hub cannot be reached, refuses, or sends other bytes than it promises. Offline,
@@ -120,18 +122,18 @@ def download(
 
     report = progress or NullProgress()
     if constants.HF_HUB_OFFLINE:
-        return _from_cache(repo, revision, variant, part)
+        return _from_cache(repo, revision, variant, skip, part)
     patience = patience or Patience()
     report.start(f"asking the Hub for {repo}")
     try:
         info = ask(lambda: repo_info(repo, revision), repo, revision, patience)
     except NetworkError as error:
         try:  # what was downloaded before serves without a network
-            return _from_cache(repo, revision, variant, part)
+            return _from_cache(repo, revision, variant, skip, part)
         except ExporterError:
             raise error from None
     files = {file.path: file for file in map(described, info.siblings or ())}
-    kind, names = _needed(repo, info.sha, files, variant, patience, part)
+    kind, names = _needed(repo, info.sha, files, variant, patience, skip, part)
     wanted = tuple(files[name] for name in names)
     root, fetched = _fetch(repo, info.sha, wanted, report, patience)
     # By the name asked for, so that the cache remembers which commit that is when nobody can be asked.
@@ -153,13 +155,9 @@ def described(sibling: Any) -> HubFile:
 
 
 def _needed(
-    repo: str,
-    sha: str | None,
-    files: dict[str, HubFile],
-    variant: str | None,
-    patience: Patience,
-    part: bool,
-) -> tuple[str, list[str]]:
+    repo: str, sha: str | None, files: dict[str, HubFile], variant: str | None, patience: Patience,
+    skip: Collection[str], part: bool,
+) -> tuple[str, list[str]]:  # fmt: skip
     """What the repository is, and the files it takes."""
 
     def small(name: str) -> dict[str, Any]:
@@ -182,7 +180,7 @@ def _needed(
             f"{repo} has no model_index.json, so it is not a diffusers pipeline.",
             hint="A single model file can be downloaded by hand and given as a path.",
         )
-    return "checkpoint", select_files(files, small("model_index.json"), variant)
+    return "checkpoint", select_files(files, small("model_index.json"), variant, skip)
 
 
 def get_file(repo: str, sha: str | None, name: str) -> Path:
@@ -329,7 +327,9 @@ def ask(
         ) from error
 
 
-def _from_cache(repo: str, revision: str | None, variant: str | None, part: bool = False) -> Snapshot:
+def _from_cache(
+    repo: str, revision: str | None, variant: str | None, skip: Collection[str], part: bool
+) -> Snapshot:
     """The snapshot that is in the cache, if it is complete.
 
     Raises:
@@ -346,7 +346,7 @@ def _from_cache(repo: str, revision: str | None, variant: str | None, part: bool
         ) from error
     names = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p.is_file()]
     part = part and "config.json" in names and not {"model_index.json", MANIFEST} & set(names)
-    missing = _gaps(root, names, repo) if part else _missing(root, names)
+    missing = _gaps(root, names, repo) if part else _missing(root, names, skip)
     if missing:
         raise NetworkError(
             f"The local cache holds {repo} only in part, and the Hub cannot be reached; it lacks: "
@@ -359,12 +359,12 @@ def _from_cache(repo: str, revision: str | None, variant: str | None, part: bool
         kind, wanted = "part", select_part(names, variant)
     else:
         index = json.loads((root / "model_index.json").read_text(encoding="utf-8"))
-        kind, wanted = "checkpoint", select_files(names, index, variant)
+        kind, wanted = "checkpoint", select_files(names, index, variant, skip)
     files = tuple(HubFile(name, (root / name).stat().st_size, None, None) for name in wanted)
     return Snapshot(repo, root, root.name, kind, files, 0, 0, offline=True)
 
 
-def _missing(root: Path, names: list[str]) -> list[str]:
+def _missing(root: Path, names: list[str], skip: Collection[str]) -> list[str]:
     """What a cached snapshot lacks, in words."""
     if MANIFEST in names:
         from exporter.artifact import Artifact
@@ -382,7 +382,7 @@ def _missing(root: Path, names: list[str]) -> list[str]:
         if not inside:
             lacking.append(component)
             continue
-        if "config.json" not in inside:
+        if component in skip or "config.json" not in inside:
             continue  # a scheduler or tokenizer: no weights belong to it
         missing = _gaps(root / component, inside, component)
         lacking += [name if " " in name else f"{component}/{name}" for name in missing]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
@@ -22,6 +23,8 @@ def resolve(
     allow_pickle: bool = False,
     config: str | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
+    skip: Collection[str] = (),
 ) -> Checkpoint:
     """Find a checkpoint.
 
@@ -33,6 +36,8 @@ def resolve(
         allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader, where there is
             nothing better.
         config / tokenizer: Folders that tell what one file does not; see `single_file`.
+        base: Checkpoint whose parts are taken for those that one file of SD3 or FLUX.1 lacks.
+        skip: Components whose weights need not be downloaded, because nobody will open them.
 
     Raises:
         CheckpointError: It does not exist or is not a diffusers pipeline.
@@ -43,18 +48,19 @@ def resolve(
     if path.is_file() and not text.startswith("builtin:"):
         from exporter.checkpoints.single_file import open_single_file
 
-        return open_single_file(text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer)
-    if config is not None or tokenizer is not None:
-        raise UsageError(
-            f"--{'config' if config is not None else 'tokenizer'} is for a checkpoint in one file, and "
-            f"{text} is none."
-        )
+        return open_single_file(
+            text, path, allow_pickle=allow_pickle, config=config, tokenizer=tokenizer,
+            base=partial(_base, base, progress, allow_pickle) if base is not None else None, base_source=base,
+        )  # fmt: skip
+    for option, value in (("config", config), ("tokenizer", tokenizer), ("base", base)):
+        if value is not None:
+            raise UsageError(f"--{option} is for a checkpoint in one file, and {text} is none.")
     if text.startswith("builtin:"):
         return _builtin(text)
     if path.is_dir():
         return _open(text, path.resolve(), None, variant, allow_pickle)
     if is_hub_id(text):
-        return _hub(text, revision, variant, progress)
+        return _hub(text, revision, variant, progress, skip)
     raise CheckpointError(
         f"Source {text!r} does not exist: it is no folder, no `org/name` of the Hub, and no `builtin:` name.",
         hint="Try `exporter convert builtin:shapes --to onnx`.",
@@ -70,6 +76,7 @@ def open_source(
     allow_pickle: bool = False,
     config: str | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     vae: str | None = None,
     textual_inversions: Sequence[str] = (),
     loras: Sequence[str] = (),
@@ -83,7 +90,7 @@ def open_source(
     """
     checkpoint = resolve(
         source, revision=revision, variant=variant, progress=progress, allow_pickle=allow_pickle,
-        config=config, tokenizer=tokenizer,
+        config=config, tokenizer=tokenizer, base=base,
     )  # fmt: skip
     if vae is None and not textual_inversions and not loras and scheduler is None and not controlnets:
         return checkpoint
@@ -124,8 +131,14 @@ def _open(
     return checkpoint
 
 
-def _hub(repo: str, revision: str | None, variant: str | None, progress: Progress | None) -> Checkpoint:
-    snapshot = download(repo, revision=revision, variant=variant, progress=progress)
+def _base(source: str, progress: Progress | None, allow_pickle: bool, skip: Collection[str]) -> Checkpoint:
+    return resolve(source, progress=progress, allow_pickle=allow_pickle, skip=skip)
+
+
+def _hub(
+    repo: str, revision: str | None, variant: str | None, progress: Progress | None, skip: Collection[str]
+) -> Checkpoint:
+    snapshot = download(repo, revision=revision, variant=variant, progress=progress, skip=skip)
     if snapshot.kind == "artifact":
         raise CheckpointError(
             f"{repo} is an artifact that exporter made, not a checkpoint.",

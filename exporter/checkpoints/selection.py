@@ -8,7 +8,7 @@ Pure: works on names. The names are those that diffusers and transformers write:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from exporter.errors import CheckpointError
@@ -24,13 +24,19 @@ INDEX = re.compile(rf"^(?P<stem>{'|'.join(STEMS)})\.safetensors\.index(\.(?P<var
 ANY_INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 
 
-def select_files(names: Iterable[str], index: Mapping[str, Any], variant: str | None = None) -> list[str]:
+def select_files(
+    names: Iterable[str],
+    index: Mapping[str, Any],
+    variant: str | None = None,
+    skip: Collection[str] = (),
+) -> list[str]:
     """The files to fetch, sorted.
 
     Args:
         names: Every file of the repository.
         index: Its `model_index.json`.
         variant: Wanted weight variant (`fp16`); a component without it gives its plain weights.
+        skip: Components whose weights are not wanted; their small files are.
 
     Raises:
         CheckpointError: No component has that variant, or one has no safetensors weights.
@@ -44,6 +50,8 @@ def select_files(names: Iterable[str], index: Mapping[str, Any], variant: str | 
         inside = [n for n in inside if "/" not in n]
         small = [n for n in inside if n.endswith(SMALL) and not ANY_INDEX.search(n)]
         wanted |= {f"{component}/{n}" for n in small}
+        if component in skip:
+            continue
         by_variant = weights_by_variant(inside)
         found_variants |= {v for v in by_variant if v}
         asked_found = asked_found or variant in by_variant

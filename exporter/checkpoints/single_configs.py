@@ -136,19 +136,7 @@ class Configs:
                     hint="Name the folder that holds its vocab.json and merges.txt with --tokenizer DIR.",
                 )
             return tokenizer_files(pad=encoder.pad, length=length)
-        found = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt"}}
-        try:
-            tokens = len(json.loads(found["vocab.json"]))
-        except (KeyError, ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"The tokenizer folder {folder} has no usable vocab.json.") from error
-        if "merges.txt" not in found:
-            raise CheckpointError(f"The tokenizer folder {folder} has no merges.txt.")
-        if tokens > vocabulary:
-            raise CheckpointError(
-                f"The tokenizer in {folder} does not fit the {encoder.folder} of {self.source}: it has "
-                f"{tokens} tokens, the encoder {vocabulary}."
-            )
-        return found
+        return clip_tokenizer(folder, vocabulary, encoder.folder, self.source)
 
     def _tokenizer_folder(self, encoder: Text) -> Path | None:
         if self.tokenizer is not None:
@@ -163,3 +151,28 @@ class Configs:
         if self.given is not None and (self.given / encoder.tokenizer / "vocab.json").is_file():
             return self.given / encoder.tokenizer
         return None
+
+
+def clip_tokenizer(folder: Path, vocabulary: int, encoder: str, source: str) -> dict[str, bytes]:
+    """The files of a CLIP tokenizer in a folder.
+
+    Args:
+        vocabulary: Tokens of the text encoder.
+        encoder / source: Its folder's name and where it comes from, for messages.
+
+    Raises:
+        CheckpointError: It has no vocabulary or no merges, or more tokens than the encoder.
+    """
+    found = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt"}}
+    try:
+        tokens = len(json.loads(found["vocab.json"]))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"The tokenizer folder {folder} has no usable vocab.json.") from error
+    if "merges.txt" not in found:
+        raise CheckpointError(f"The tokenizer folder {folder} has no merges.txt.")
+    if tokens > vocabulary:
+        raise CheckpointError(
+            f"The tokenizer in {folder} does not fit the {encoder} of {source}: it has "
+            f"{tokens} tokens, the encoder {vocabulary}."
+        )
+    return found

@@ -7,7 +7,7 @@ is judged against goes another way: there diffusers' own conversion names the te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,13 @@ from exporter.artifact import FileRecord, hash_file
 from exporter.checkpoints import pickled
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
 from exporter.checkpoints.derived import held
-from exporter.checkpoints.original import families, unet, vae
+from exporter.checkpoints.original import families, flow, unet, vae
 from exporter.checkpoints.original.families import Family
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
 from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.single_configs import Configs, part, text_weights
 from exporter.checkpoints.small_files import folder_of
-from exporter.errors import CheckpointError
+from exporter.errors import CheckpointError, UsageError
 from exporter.hashing import sha256_of
 
 Tensors = Mapping[str, StoredTensor]
@@ -148,24 +148,42 @@ def open_single_file(
     allow_pickle: bool = False,
     config: str | None = None,
     tokenizer: str | None = None,
-) -> SingleFileCheckpoint:
+    base: Callable[[Collection[str]], Checkpoint] | None = None,
+    base_source: str | None = None,
+) -> Checkpoint:
     """Open a checkpoint in one file.
 
     Args:
         source: As the user typed it.
         config: Folder in diffusers layout whose configs, scheduler and tokenizer replace what would be
             inferred; it need not hold all of them.
-        tokenizer: Folder with `vocab.json` and `merges.txt`, for vocabularies other than CLIP's.
+        tokenizer: Folder with `vocab.json` and `merges.txt`, for vocabularies other than CLIP's; or of T5's.
+        base: Opens the checkpoint `base_source`, which gives what the file lacks; it is told of which folders
+            the file has the weights. Called where a file of that family can lack anything.
+        base_source: As the user typed it.
 
     Raises:
-        CheckpointError: See `families.detect`; or no tokenizer fits.
+        CheckpointError: See `families.detect` and `flow.detect`; or no tokenizer fits.
+        UsageError: A base for a file that is whole by itself.
     """
     path = path.resolve()
     tensors, metadata = read_tensors(path, allow_pickle=allow_pickle)
-    family = families.detect(tensors, source)
+    extras = {"config": config, "tokenizer": tokenizer, "pickle": path.suffix in pickled.SUFFIXES}
     given = Path(config).expanduser() if config is not None else None
     if given is not None and not given.is_dir():
         raise CheckpointError(f"--config {config} is no folder.")
+    found = flow.detect(tensors, source)
+    if found is not None:
+        from exporter.checkpoints.single_flow import open_flow
+
+        lender = base(found.held(tensors)) if base is not None else None
+        return open_flow(
+            source, path, tensors, found, given=given, tokenizer=tokenizer, base=lender,
+            extras={**extras, "base": base_source},
+        )  # fmt: skip
+    family = families.detect(tensors, source)
+    if base_source is not None:
+        raise UsageError(f"--base is for files of SD3 and FLUX.1; {source} is {family.name}, and whole.")
     maker = Configs(source, tensors, metadata, family, given, tokenizer)
     root = folder_of(maker.files())
     index = read_json(root / "model_index.json")
@@ -178,5 +196,5 @@ def open_single_file(
         family=family,
         tensors=tensors,
         assumed=tuple(maker.assumed),
-        extras={"config": config, "tokenizer": tokenizer, "pickle": path.suffix in pickled.SUFFIXES},
+        extras=extras,
     )

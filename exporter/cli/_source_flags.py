@@ -36,7 +36,11 @@ FLAGS = [
     ),
     click.option(
         "--tokenizer", metavar="DIR",
-        help="For a checkpoint in one file whose vocabulary is not CLIP's: vocab.json and merges.txt.",
+        help="For a checkpoint in one file: the folder of a tokenizer that is not CLIP's.",
+    ),
+    click.option(
+        "--base", metavar="SOURCE",
+        help="For SD3 or FLUX.1 in one file: folder or Hub id that has the parts it lacks.",
     ),
     click.option(
         "--allow-pickle", is_flag=True,
@@ -44,7 +48,8 @@ FLAGS = [
     ),
 ]  # fmt: skip
 NAMES = (
-    "loras", "vae", "controlnets", "textual_inversions", "scheduler", "config", "tokenizer", "allow_pickle",
+    "loras", "vae", "controlnets", "textual_inversions", "scheduler", "config", "tokenizer", "base",
+    "allow_pickle",
 )  # fmt: skip
 
 

@@ -86,6 +86,8 @@ def _show(console: Console, found: Inspection) -> None:
         _show_tensors(console, component)
     if found.parts:
         console.print("without weights: " + ", ".join(f"{k} ({v})" for k, v in found.parts.items()))
+    if found.lacking:
+        console.print("lacking: " + ", ".join(f"{k} ({v})" for k, v in found.lacking.items()), soft_wrap=True)
     console.print(f"in all: {found.parameters:,} parameters, {bytes_text(found.bytes)}")
     if found.convertible is False:
         console.print(f"{found.pipeline_class} is a family this version does not convert.")

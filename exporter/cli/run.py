@@ -52,13 +52,24 @@ from exporter.errors import DestinationError
             "Let the runtime choose its arithmetic, as most clients do",
             'exporter run shapes-ov "a small green circle" -o circle.png --precision-hint default',
         ),
+        (
+            "Eight pictures, star-1.png to star-8.png; with StableHLO one on each of eight devices at a time",
+            'exporter run shapes-jax "a large red star at the left on a blue background" -o star.png '
+            "--pictures 8",
+        ),
     ),
 )
 @click.argument("source", metavar="ARTIFACT|SOURCE")
 @click.argument("prompt")
 @click.option(
     "-o", "--output", "picture", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help="The picture to write; the suffix gives the format (.png, .jpg, .webp).",
+    help="The picture to write; the suffix gives the format (.png, .jpg, .webp). Several are numbered: "
+    "star-1.png, star-2.png.",
+)  # fmt: skip
+@click.option("--also", multiple=True, metavar="PROMPT", help="A further prompt; repeatable.")
+@click.option(
+    "--pictures", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Of each prompt, each from a seed of its own: --seed, the next one, and so on.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first noise.")
 @click.option("--steps", type=click.IntRange(min=1), default=25, show_default=True, help="Scheduler steps.")
@@ -105,6 +116,8 @@ def command(
     source: str,
     prompt: str,
     picture: Path,
+    also: tuple[str, ...],
+    pictures: int,
     seed: int,
     steps: int,
     guidance: float,
@@ -126,7 +139,8 @@ def command(
 
     A checkpoint may have LoRAs, another autoencoder and new tokens laid over it, as in `exporter convert`.
     The pipeline around the components is diffusers' own, so the same seed gives the same picture
-    in every format as far as the format's arithmetic allows.
+    in every format as far as the format's arithmetic allows. Several pictures are painted one after another;
+    StableHLO shares them among all devices of the kind, which have to divide their number.
     """
     from exporter.inspection import blame_changes
     from exporter.inspection import trust as state_of
@@ -136,8 +150,10 @@ def command(
     state = state_of(source)
     if state is not None:
         (output.note if state.verdict == "PASS" else output.warn)(state.sentence)
-    from exporter import pipeline
+    from exporter import pipeline, several
 
+    prompts = several.repeated([prompt, *also], pictures)
+    paths = several.paths(picture, len(prompts))
     start, hole = (pipeline.open_picture(path) if path is not None else None for path in (image, mask))
     guides = [pipeline.open_picture(path) for path in controls]
     started = time.monotonic()
@@ -145,15 +161,15 @@ def command(
         progress.start(f"loading {source}")
         loaded = pipeline.load(
             source, device=device, precision_hint=precision_hint, trust=trust, height=height, width=width,
-            **intake,
+            spread=len(prompts) > 1, **intake,
         )  # fmt: skip
         progress.done()
         pipeline.spare_memory(loaded, tiling=vae_tiling)
         for note in getattr(loaded, "exporter_notes", ()):
             output.note(note)
-        (painted,) = pipeline.paint(
+        painted = several.paint(
             loaded,
-            [prompt],
+            prompts,
             seed=seed,
             steps=steps,
             guidance=guidance,
@@ -167,15 +183,25 @@ def command(
             control_scale=control_scales,
             progress=progress,
         )
-    painted.save(picture)
+    for path, each in zip(paths, painted, strict=True):
+        each.save(path)
     seconds = time.monotonic() - started
     compiling = pipeline.compile_seconds(loaded)
     told = f", of which {seconds_text(compiling)} compiling" if compiling else ""
+    width, height = painted[0].size
+    devices = several.devices(loaded)
+    many = f"{len(paths)} pictures" + (f" on {devices} devices" if devices > 1 else "") + ", "
+    names = ", ".join(map(str, paths))
     output.result(
         {
-            "picture": picture,
-            "width": painted.width,
-            "height": painted.height,
+            "picture": paths[0],
+            "pictures": [
+                {"picture": path, "prompt": text, "seed": seed + number}
+                for number, (path, text) in enumerate(zip(paths, prompts, strict=True))
+            ],
+            "devices": devices,
+            "width": width,
+            "height": height,
             "source": source,
             "prompt": prompt,
             "seed": seed,
@@ -192,9 +218,10 @@ def command(
             "compile_seconds": round(compiling, 3),
         },
         human=lambda console: console.print(
-            f"{picture}  {painted.width}×{painted.height}, {seconds_text(seconds)}{told}", soft_wrap=True
+            f"{names}  {width}×{height}, {many if len(paths) > 1 else ''}{seconds_text(seconds)}{told}",
+            soft_wrap=True,
         ),
-        quiet=str(picture),
+        quiet="\n".join(map(str, paths)),
     )
 
 

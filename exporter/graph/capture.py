@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import INNER, Component, Size, TensorSpec
 from exporter.errors import ExporterError, UnsupportedError
 from exporter.graph.attention import Attention, attention_as
+from exporter.graph.masks import plain_masks
+from exporter.graph.positions import positions_at_any_size
 from exporter.graph.rotary import rotary_by_table
 
 if TYPE_CHECKING:
@@ -49,7 +51,12 @@ def capture(
 
     # With symbolic sizes the cache of fake operators rarely hits; asking it costs a fifth of the capture.
     uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-    with attention_as(attention), rotary_by_table(), quiet(), uncached:
+    with ExitStack() as stack:
+        for each in (attention_as(attention), rotary_by_table(), positions_at_any_size(), plain_masks()):
+            stack.enter_context(each)
+        stack.enter_context(quiet())
+        stack.enter_context(uncached)
+        stack.enter_context(torch.no_grad())  # or regions without gradients become programs of their own
         try:
             return torch.export.export(module, (), kwargs=inputs, dynamic_shapes=dynamic, strict=False)
         except ExporterError:

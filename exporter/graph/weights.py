@@ -182,7 +182,10 @@ def _fill(piece: torch.Tensor, handle: FileIO, source: StoredTensor) -> None:
     while got < len(view):
         count = handle.readinto(view[got:])
         if not count:
-            raise CheckpointError(
-                f"{source.file.path} ended while its weights were read; it has changed meanwhile."
-            )
+            raise changed(source)
         got += count
+
+
+def changed(source: StoredTensor) -> CheckpointError:
+    """The file of a weight is shorter than it was when it was opened."""
+    return CheckpointError(f"{source.file.path} ended while its weights were read; it has changed meanwhile.")

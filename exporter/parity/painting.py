@@ -20,6 +20,7 @@ from exporter.architectures import encoded_names
 from exporter.architectures.base import DENOISERS, origin, runs_each_step
 from exporter.architectures.controlnet import control_argument, is_controlnet, joined, numbered
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
+from exporter.calls import at_the_size_asked_for, watched
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.given import given_to
@@ -208,9 +209,11 @@ class _Outputs(tuple):
 
 
 def supported(checkpoint: Checkpoint) -> bool:
-    """Whether `paint` knows the pipeline class: the families of `exporter.architectures`."""
+    """Whether `paint` knows the pipeline class (`exporter.architectures`), and no part is lacking."""
     from exporter.architectures import FAMILIES
 
+    if checkpoint.lacking:
+        return False
     return checkpoint.pipeline_class in FAMILIES and any(n in checkpoint.component_classes for n in DENOISERS)
 
 
@@ -280,6 +283,9 @@ def _encode(pipeline: Any, plan: Plan, prompts: list[str]) -> Any:
     given: dict[str, Any] = {n: None for n, p in known.items() if p.default is p.empty}
     given |= {"prompt": prompts, "device": torch.device("cpu"), "num_images_per_prompt": 1}
     given["do_classifier_free_guidance"] = plan.guidance > 1 and not embedded
+    own = inspect.signature(pipeline.__call__).parameters.get("complex_human_instruction")
+    if own is not None:  # what a Sana pipeline puts before every prompt
+        given["complex_human_instruction"] = own.default
     return pipeline.encode_prompt(**{name: value for name, value in given.items() if name in known})
 
 
@@ -320,12 +326,11 @@ def _denoise(
     known = inspect.signature(pipeline.__call__).parameters
     given = given_to(pipeline, plan, len(group))
     given |= {n: v for n, v in embeddings.items() if n in known and v is not None}
-    if "callback_on_step_end" in known:
-        given["callback_on_step_end"] = after_step
-    else:
-        given["callback"] = lambda step, time, latents: after_step(None, step, time, {"latents": latents})
     pipeline(
         **given,
+        **watched(known, after_step),
+        **at_the_size_asked_for(known),
+        **({"negative_prompt": None} if "negative_prompt" in known else {}),  # they are encoded already
         guidance_scale=plan.guidance,
         generator=[
             torch.Generator().manual_seed(plan.seed + position) for position in _seeds(plan, g, group)

@@ -53,6 +53,7 @@ def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool
             allow_pickle=allow_pickle,
             config=source.config if single else None,
             tokenizer=source.tokenizer if single else None,
+            base=source.base if single else None,
         )
     except CheckpointError as error:
         if against is not None:

@@ -255,6 +255,9 @@ class _Job:
         from exporter.parity.reference import paint_reference
 
         if not supported(self.checkpoint):
+            if self.checkpoint.lacking:
+                missing = ", ".join(self.checkpoint.lacking)
+                return None, f"{self.checkpoint.source} lacks {missing}, so it paints nothing"
             return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
         tick = self._task("reference run", self.paint_ticks)
         painted = paint_reference(

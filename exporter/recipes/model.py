@@ -66,6 +66,7 @@ class Recipe(Section):
         vae / textual_inversions / controlnets: Laid over the model, as `exporter convert` does it.
         scheduler: A scheduler of diffusers in the place of the model's own.
         config / tokenizer: Folders that tell what a model in one file does not.
+        base: Folder or Hub id that has the parts which a model in one file lacks.
         allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader.
         target: The format, or `pytorch` for the diffusers pipeline itself; may come from the matrix.
         techniques: Ways to accelerate it (`exporter.techniques`): names, or names with their options.
@@ -91,6 +92,7 @@ class Recipe(Section):
     scheduler: str | None = None
     config: str | None = None
     tokenizer: str | None = None
+    base: str | None = None
     allow_pickle: bool = False
     target: str | None = None
     techniques: list[str | dict[str, dict[str, Any]]] = Field(default_factory=list)
@@ -105,7 +107,7 @@ class Recipe(Section):
     def intake(self) -> dict[str, Any]:
         """How the model is opened and what is laid over it: arguments of `checkpoints.open_source`."""
         names = (
-            "loras", "vae", "textual_inversions", "controlnets", "scheduler", "config", "tokenizer",
+            "loras", "vae", "textual_inversions", "controlnets", "scheduler", "config", "tokenizer", "base",
             "allow_pickle",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -265,7 +265,7 @@ def from_manifest(manifest: Manifest) -> Recipe:
 def _intake_of(source: SourceRecord) -> dict[str, Any]:
     """The recipe's keys for how a source was opened and what was laid over it."""
     found: dict[str, Any] = {"config": source.config, "tokenizer": source.tokenizer}
-    found["allow_pickle"] = source.pickle
+    found |= {"base": source.base, "allow_pickle": source.pickle}
     for overlay in source.overlays:
         if overlay.kind == "lora":
             scale = "" if overlay.scale is None else f":{overlay.scale:g}"

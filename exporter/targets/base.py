@@ -86,6 +86,8 @@ class RunOptions:
             (`Runner.peaks`).
         exact: Leave out where the file itself rounds activations to integers: what is left is the graph.
         compiled: What `Target.compile` made of the component for this device: opened in its place.
+        spread: Share the rows of a batch among all devices of the kind, where the format can
+            (`Runner.shares`).
     """
 
     device: str | None = None
@@ -95,6 +97,7 @@ class RunOptions:
     peaks: bool = False
     exact: bool = False
     compiled: Path | None = None
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class Runner(ABC):
         rounds_activations: The runtime, run this way, also quantises what flows between the weights.
         compile_seconds: What the runtime took so far to compile for shapes it met in `run`; 0 where it
             compiles when it opens, or not at all.
+        shares: Devices that the rows of a batch are shared by.
         only_rounded: Every weight is the checkpoint's, rounded to `weights` and in no other way changed.
     """
 
@@ -159,6 +163,7 @@ class Runner(ABC):
     rounds_activations: bool = False
     only_rounded: bool = False
     compile_seconds: float = 0.0
+    shares: int = 1
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

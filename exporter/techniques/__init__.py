@@ -21,6 +21,7 @@ Named = str | Mapping[str, Mapping[str, Any]]
 WHERE = {
     "precision": "precision:Precision",
     "tf32": "tf32:TensorFloat32",
+    "cudnn-benchmark": "cudnn_benchmark:CudnnBenchmark",
     "device-map": "device_map:DeviceMap",
     "layerwise-casting": "layerwise_casting:LayerwiseCasting",
     "channels-last": "channels_last:ChannelsLast",

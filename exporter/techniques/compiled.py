@@ -15,6 +15,7 @@ class Compiled(Technique):
     regional: Compile one of the denoiser's repeated blocks instead of the whole: seconds instead of minutes.
     dynamic: One program for all sizes; None lets PyTorch decide.
     vae: Also the VAE's decoder.
+    tuned: Search the tiles of generated kernels too, and compute 1×1 convolutions as matrix products.
     """
 
     name: ClassVar[str] = "compile"
@@ -30,10 +31,19 @@ class Compiled(Technique):
     regional: bool = False
     dynamic: bool | None = None
     vae: bool = False
+    tuned: bool = False
+
+    def _tuned(self) -> dict[str, Any]:
+        """The mode's own options and those of `tuned`: PyTorch takes either a mode or options."""
+        from torch import _inductor
+
+        mode: dict[str, Any] = _inductor.list_mode_options(self.mode) if self.mode != "default" else {}
+        return {**mode, "conv_1x1_as_mm": True, "coordinate_descent_tuning": True}
 
     def apply(self, pipeline: Any) -> Undo:
         module: Any = denoiser(pipeline)
-        settings = {"mode": self.mode, "fullgraph": self.fullgraph, "dynamic": self.dynamic}
+        settings: dict[str, Any] = {"fullgraph": self.fullgraph, "dynamic": self.dynamic}
+        settings |= {"options": self._tuned()} if self.tuned else {"mode": self.mode}
         compiled = [module]
         if self.regional:
             repeated = getattr(module, "_repeated_blocks", None) or ()

@@ -17,6 +17,7 @@ from exporter.targets.base import component_size
 from tests.families import FAMILIES, make
 
 FLUX = ["text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder"]
+PIXART = ["text_encoder", "transformer", "vae_decoder", "vae_encoder"]
 PARTS = {
     "sdxl": ["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
     "sd3": ["text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae_decoder", "vae_encoder"],
@@ -24,6 +25,9 @@ PARTS = {
     "flux": FLUX,
     "flux_schnell": FLUX,
     "flux_fill": FLUX,
+    "pixart_sigma": PIXART,
+    "pixart_alpha": PIXART,
+    "sana": PIXART,
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
     "controlnet": ["text_encoder", "controlnet", "unet", "vae_decoder", "vae_encoder"],
     "two_controlnets": ["text_encoder", "controlnet", "controlnet_1", "unet", "vae_decoder", "vae_encoder"],
@@ -60,8 +64,9 @@ def changed(folder: Path, copy: Path, file: str, **values: Any) -> Path:
 def test_components_give_what_they_declare(folders: dict[str, Path], family: str) -> None:
     parts = named(folders[family])
     assert list(parts) == PARTS.get(family, USUAL)
-    for size in (Size(3, 96, 64, 20), Size(2, 64, 128, 77)):
-        for component in parts.values():
+    for component in parts.values():
+        factor = component.native.factor
+        for size in (Size(3, 96, 64, 20, factor), Size(2, 64, 128, 77, factor)):
             outputs = component.reference_module()(**component.example_inputs(size, seed=5))
             assert [tuple(o.shape) for o in outputs] == [s.shape(size) for s in component.outputs]
             assert all(bool(o.isfinite().all()) for o in outputs)

@@ -1,6 +1,7 @@
 """Our export against optimum-cli's: one checkpoint, one machine, in turn.
 
-    python -m tests.benchmarks.export_vs_optimum [--to onnx|openvino|both] [--family sd15|sdxl-unet|flux]
+    python -m tests.benchmarks.export_vs_optimum [--to onnx|openvino|both]
+                                                 [--family sd15|sdxl|sd3|sdxl-unet|flux]
                                                  [--source DIR] [--work DIR] [--keep] [--json FILE]
 
 Each side is a process of its own; see `tests.benchmarks.process` for what is measured. The page cache is
@@ -10,8 +11,10 @@ fine-tune of an architecture, and is compared with copying the same bytes on the
 off on our side, as optimum-cli's OpenVINO export has none; its ONNX export validates at the traced shape,
 which cannot be turned off.
 
-`--family sdxl-unet` converts only the UNet of SDXL (2.6 billion parameters) and has no other side: its goal
-is a limit of memory. `--family flux` re-shards and converts the transformer of FLUX.1 (11.9 billion
+`--family sdxl` and `--family sd3` (SD3 medium without T5) do the same with random float16 checkpoints; for
+optimum's side they need more memory than the float32 model has (50 GB and 40 GB are enough), and 60 GB of
+disk. `--family sdxl-unet` converts only the UNet of SDXL (2.6 billion parameters) and has no other side: its
+goal is a limit of memory. `--family flux` re-shards and converts the transformer of FLUX.1 (11.9 billion
 parameters in bfloat16, 24 GB; needs 50 GB of disk) and has no other side either: optimum-cli would hold it in
 memory.
 """
@@ -42,7 +45,8 @@ SDXL_UNET_GOAL_MB = 1500.0
 def own_command(target: str, source: Path, output: Path, *more: str) -> list[str]:
     """Ours, writing the default of the format: ONNX in float32, OpenVINO with float16 weights."""
     command = [sys.executable, "-m", "exporter", "convert", str(source), "--to", target, "-o", str(output)]
-    return [*command, "--no-verify", *(["--dtype", "float16"] if target == "openvino" else []), *more]
+    dtype = "float16" if target == "openvino" else "float32"
+    return [*command, "--no-verify", *([] if "--dtype" in more else ["--dtype", dtype]), *more]
 
 
 def optimum_command(target: str, source: Path, output: Path) -> list[str]:
@@ -141,7 +145,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--to", choices=[*GOALS, "both"], default="both")
-    parser.add_argument("--family", choices=["sd15", "sdxl-unet", "flux"], default="sd15")
+    parser.add_argument("--family", choices=["sd15", "sdxl", "sd3", "sdxl-unet", "flux"], default="sd15")
     parser.add_argument(
         "--source", type=Path, help="a checkpoint folder; default: a random one of the family, made first"
     )
@@ -163,9 +167,11 @@ def main() -> int:
             source = given.source or make_flux_transformer(work / "flux")
             results.append(flux(source, work, keep=given.keep))
         else:
+            from tests.benchmarks.full_families import make_sd3, make_sdxl
             from tests.benchmarks.full_size import make_full_size
 
-            source = given.source or make_full_size(work / "sd15")
+            make = {"sd15": make_full_size, "sdxl": make_sdxl, "sd3": make_sd3}[given.family]
+            source = given.source or make(work / given.family)
             targets = list(GOALS) if given.to == "both" else [given.to]
             results += [compare(target, source, work, keep=given.keep) for target in targets]
         if given.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from tests.tiny import make_tokenizer
 BLOCK = 1 << 22
 
 
-def make_full_size(folder: Path, *, seed: int = 0) -> Path:
+def make_full_size(folder: Path, *, seed: int = 0, hollow: bool = False) -> Path:
     """Write the pipeline: shapes and configs of SD 1.5, weights of plausible scale.
 
     Norm weights are one, biases zero, everything else normal with deviation 1/√fan-in, so that activations
     stay in range through all layers.
+
+    Args:
+        hollow: Weights are holes in the files instead: zeros that take no room on most disks.
     """
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -71,7 +75,13 @@ def make_full_size(folder: Path, *, seed: int = 0) -> Path:
         module.config.save_pretrained(folder / name) if library == "transformers" else module.save_config(
             folder / name
         )
-        _write_weights(module, folder / name / f"{stem}.safetensors", generator)
+        path = folder / name / f"{stem}.safetensors"
+        if hollow:
+            raw, size = _header(module, "F32")
+            path.write_bytes(raw)
+            os.truncate(path, len(raw) + size)
+        else:
+            write_weights(module, path, generator)
         index[name] = [library, type(module).__name__]
     tokenizer.save_pretrained(folder / "tokenizer")
     PNDMScheduler(
@@ -111,7 +121,7 @@ def make_sdxl_unet(folder: Path, *, seed: int = 0) -> Path:
         part.save_config(folder / name)
         generator = np.random.default_rng(seed)
         path = folder / name / "diffusion_pytorch_model.safetensors"
-        _write_weights(part, path, generator, dtype="F16")
+        write_weights(part, path, generator, dtype="F16")
     EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.39.0"}
     parts: dict[str, object] = dict(index)
@@ -145,7 +155,7 @@ def make_flux_transformer(folder: Path, *, seed: int = 0) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         part.save_config(folder / name)
         path = folder / name / "diffusion_pytorch_model.safetensors"
-        _write_weights(part, path, np.random.default_rng(seed), dtype="BF16")
+        write_weights(part, path, np.random.default_rng(seed), dtype="BF16")
         parts[name] = ["diffusers", type(part).__name__]
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.save_pretrained(folder / "scheduler")
@@ -154,14 +164,25 @@ def make_flux_transformer(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _write_weights(
+def write_weights(
     module: nn.Module, path: Path, generator: np.random.Generator, *, dtype: str = "F32"
 ) -> None:
+    """Random weights for every parameter of a module without any, straight into a safetensors file."""
     noise = generator.standard_normal(BLOCK, dtype=np.float32)
+    parameters = dict(module.named_parameters())
+    raw, _ = _header(module, dtype)
+    with path.open("wb") as handle:
+        handle.write(raw)
+        for number, (name, parameter) in enumerate(parameters.items()):
+            for values in _values(name, parameter, noise, number):
+                handle.write(_stored(values, dtype).tobytes())
+
+
+def _header(module: nn.Module, dtype: str) -> tuple[bytes, int]:
+    """The beginning of a safetensors file of the module's parameters, and the size of the rest."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    parameters = dict(module.named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in module.named_parameters():
         size = (4 if dtype == "F32" else 2) * parameter.numel()
         header[name] = {
             "dtype": dtype,
@@ -171,11 +192,7 @@ def _write_weights(
         offset += size
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as handle:
-        handle.write(len(raw).to_bytes(8, "little") + raw)
-        for number, (name, parameter) in enumerate(parameters.items()):
-            for values in _values(name, parameter, noise, number):
-                handle.write(_stored(values, dtype).tobytes())
+    return len(raw).to_bytes(8, "little") + raw, offset
 
 
 def _stored(values: np.ndarray, dtype: str) -> np.ndarray:

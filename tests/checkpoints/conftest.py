@@ -16,6 +16,8 @@ from exporter.artifact import ComponentRecord
 from exporter.checkpoints import Checkpoint
 from exporter.parity import Report, verify
 from exporter.targets.base import RunOptions
+from tests.checkpoints.flow_files import FAMILIES, give_identity
+from tests.families import make
 from tests.parity.torch_target import TorchRunner, TorchTarget, make_artifact
 
 Judge = Callable[..., Report]
@@ -34,6 +36,16 @@ class _ExportTarget(TorchTarget):
         runner = super().open(root, record, options)
         runner.module = exported_module(self.components[record.name])
         return runner
+
+
+@pytest.fixture(scope="session")
+def flow_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """SD3 and FLUX.1 in diffusers layout, each as it can lie in one file."""
+    root = tmp_path_factory.mktemp("single-flow")
+    made = {family: make(family, root / family) for family in FAMILIES}
+    for family in ("sd3", "sd35"):
+        give_identity(made[family], root / f"{family}-building")
+    return made
 
 
 @pytest.fixture(scope="session")

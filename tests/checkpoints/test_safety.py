@@ -186,8 +186,8 @@ ONE = torch.zeros(1, 4, 3, 3)
     ("state", "message"),
     [
         ({"x.lora_down.weight": ONE}, "is a LoRA, not a model"),
-        ({"model.diffusion_model.joint_blocks.0.x.weight": ONE}, "a Stable Diffusion 3 model"),
-        ({"double_blocks.0.img_attn.qkv.weight": ONE}, "a FLUX model"),
+        ({"model.diffusion_model.joint_blocks.0.x.weight": ONE}, r"lacks 'x_embedder\.proj\.weight'"),
+        ({"double_blocks.0.img_attn.qkv.weight": ONE}, r"lacks 'img_in\.weight'"),
         ({"control_model.input_blocks.0.0.weight": ONE}, "a ControlNet"),
         ({"first_stage_model.encoder.conv_in.weight": ONE}, "an autoencoder alone"),
         ({"text_model.embeddings.token_embedding.weight": ONE}, "a text encoder alone"),

@@ -91,6 +91,12 @@ def cropped(m: Call, x: Tensor) -> Tensor:
     return table[top : top + x.shape[2], left : left + x.shape[3]] * 0.01 + x
 
 
+def padded(x: Tensor, heads: int) -> Tensor:
+    """(batch, heads, 1, tokens), as diffusers makes it: a row a batch, repeated for every head."""
+    bias = (1 - (x.flatten(2)[:, 0] > -0.5).float()) * -10000.0
+    return bias.unsqueeze(1).repeat_interleave(heads, dim=0).view(x.shape[0], heads, -1, bias.shape[-1])
+
+
 CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "add": lambda m, x: x + x * 0.5 + 2,
     "sub_div": lambda m, x: (x - 1) / 3 - x / (x * x + 1),
@@ -161,6 +167,20 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "like": lambda m, x: torch.full_like(x, 0.5) * x.type_as(x[:1]),
     "range_from": lambda m, x: torch.arange(0, x.shape[2])[:, None] * 1.0 - torch.arange(x.shape[3])[None],
     "cropped": lambda m, x: cropped(m, x),
+    "moves": lambda m, x: x.movedim(1, -1).exp().movedim(-1, 0),
+    "shuffles": lambda m, x: functional.pixel_shuffle(x, 2) * 2,
+    "unshuffles": lambda m, x: functional.pixel_unshuffle(functional.pixel_shuffle(x, 2) * 2, 2),
+    "unflattens": lambda m, x: x.flatten(2).transpose(1, 2).exp().unflatten(1, (x.shape[2], x.shape[3])),
+    "both": lambda m, x: torch.logical_and(x > 0, x.to(torch.int32)).float(),
+    "lifted": lambda m, x: x * torch.tensor(3.0) + x[:1] * 0,
+    "taken_from": lambda m, x: 2 - x * 0.5,
+    "whole_quotients": lambda m, x: (
+        (x * 9).to(torch.int64) // 4 + (x * 9).int() // ((x[:1] > 0).int() * 7 - 4)
+    ),
+    "repeats": lambda m, x: x.repeat_interleave(3, dim=0) + x[:1].repeat_interleave(2, dim=1)[:, :8],
+    "not_squeezed": lambda m, x: x.squeeze(1) * 2,
+    "attention_padded": lambda m, x: attend(m, x, attn_mask=padded(x, 2)),
+    "attention_padded_by_head": lambda m, x: attend(m, x, attn_mask=padded(x, 1).expand(-1, 2, -1, -1)),
     "attention": attend,
     "attention_scaled": lambda m, x: attend(m, x, scale=0.7),
     "attention_masked": masked,
@@ -171,6 +191,8 @@ SPREAD = (
     "attention_scaled",
     "attention_masked",
     "attention_filled",
+    "attention_padded",
+    "attention_padded_by_head",
     "group_norm",
     "group_norm_rows",
 )

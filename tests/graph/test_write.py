@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ import torch
 from exporter import graph
 from exporter.architectures import Component, Size, components_of
 from exporter.checkpoints import resolve
+from exporter.errors import CheckpointError
 from exporter.graph import Graph
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -74,6 +77,7 @@ def test_what_has_to_be_cast_is_copied_beside_the_link(component: Component, tmp
 MEMORY = """
 import json, resource, sys
 from pathlib import Path
+from typing import Any
 import torch
 from safetensors.torch import save_file
 from exporter.checkpoints.safetensors_file import SafetensorsFile
@@ -114,3 +118,42 @@ def test_streaming_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert result["written"] == offset * 3 // 2
     assert result["grown_mb"] <= 100
+
+
+def refusing(number: int) -> Any:
+    def refuse(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.ENOSYS])
+def test_where_the_system_cannot_copy_the_bytes_are_the_same(
+    component: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    built = graph.build(component)
+    first = graph.write(built, tmp_path / "copied")
+    monkeypatch.setattr(os, "copy_file_range", refusing(number))
+    second = graph.write(built, tmp_path / "written")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_full_disk_is_not_taken_for_a_system_that_cannot_copy(
+    component: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", refusing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space"):
+        graph.write(graph.build(component), tmp_path / "full")
+
+
+def test_a_checkpoint_that_has_become_shorter_is_an_error(
+    component: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = graph.build(component)
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
+    copy = graph.write(built, tmp_path / "read instead")  # nothing copied at all: pieces are read
+    assert copy[1].stat().st_size
+    given = iter([16])
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: next(given, 0))
+    with pytest.raises(CheckpointError, match="changed meanwhile"):
+        graph.write(built, tmp_path / "cut")

@@ -11,6 +11,8 @@ from exporter.checkpoints import resolve
 from exporter.checkpoints.hub import download
 from exporter.checkpoints.patience import Patience
 from exporter.errors import CheckpointError, NetworkError
+from tests import original_layout
+from tests.families import make
 from tests.hub.conftest import Client
 from tests.hub.faults import Fault
 from tests.hub.server import TOKEN, HubServer
@@ -199,3 +201,19 @@ def test_the_command_line(repo: HubServer, client: Client, tmp_path: Path) -> No
 def test_no_org_name(client: Client) -> None:
     ran = client("download", "./here")
     assert ran.returncode == 2 and "is no org/name" in ran.stderr
+
+
+def test_of_a_base_only_what_a_file_lacks(online: HubServer, tmp_path: Path) -> None:
+    """The transformer is in the file: its weights on the Hub, most of the model, are left there."""
+    folder = make("flux", tmp_path / "flux")
+    online.store.upload("someone/flux", folder)
+    state = original_layout.flux(*original_layout.read(folder, "transformer"))
+    path = original_layout.save(state, tmp_path / "flux1-dev.safetensors")
+    single = resolve(path, base="someone/flux")
+    single.validate()
+    assert single.lacking == {} and len(single.files) > 10
+    root = single.weight_files("vae")[0].parents[1]
+    assert (root / "transformer" / "config.json").is_file()
+    assert not list((root / "transformer").glob("*.safetensors"))
+    wanted = resolve(folder).stored("text_encoder_2")
+    assert set(single.stored("text_encoder_2")) == set(wanted)

@@ -233,3 +233,14 @@ def test_the_page_lists_every_technique_with_its_effect_and_options() -> None:
         kind = techniques.kind(name)
         assert f"| {kind.effect} |" in rows[name]
         assert all(f"`{option}`" in rows[name] for option in kind.model_fields)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_what_tuning_asks_of_the_compiler_is_known_to_it(mode: str) -> None:
+    import torch._inductor as inductor
+
+    from exporter.techniques.compiled import Compiled
+
+    asked = Compiled(mode=mode, tuned=True)._tuned()
+    assert set(asked) <= set(inductor.list_options())
+    assert asked.get("triton.cudagraphs", False) == (mode != "default")

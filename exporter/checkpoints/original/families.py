@@ -142,10 +142,9 @@ OTHER_INPUTS = {9: "StableDiffusionInpaintPipeline", 8: "StableDiffusionInstruct
 """Channels that the UNet takes besides the picture's four make another pipeline."""
 
 UNREADABLE = (
-    (("joint_blocks.0.",), "a Stable Diffusion 3 model"),
-    (("double_blocks.0.",), "a FLUX model"),
     (("control_model.", "controlnet_cond_embedding."), "a ControlNet"),
     (("down.blocks.", "down_blocks.0.", "clf.1."), "a Stable Cascade model or one component alone"),
+    (("transformer_blocks.0.attn.",), "a transformer alone, under diffusers' names"),
     (("text_model.", "transformer.resblocks."), "a text encoder alone"),
 )
 LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", "_lora.down.", ".hada_w1_", ".lokr_w1")
@@ -194,7 +193,8 @@ def detect(tensors: Tensors, source: str) -> Family:
     raise CheckpointError(
         f"{source} holds no model that this version knows ({len(names)} tensors"
         + (f", such as {names[0]!r})." if names else ")."),
-        hint="It reads Stable Diffusion 1, 2 and XL in their authors' layout, and folders of diffusers.",
+        hint="It reads Stable Diffusion 1, 2, XL, 3 and FLUX.1 in their authors' layout, and folders of "
+        "diffusers.",
     )
 
 

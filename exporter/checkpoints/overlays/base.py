@@ -55,6 +55,17 @@ class Overlaid(Checkpoint):
         return self.base.opened_with
 
     @property
+    def lacking(self) -> Mapping[str, str]:
+        return self.base.lacking
+
+    @property
+    def advice(self) -> str:
+        return self.base.advice
+
+    def expected(self, folder: str) -> Mapping[str, Any]:
+        return self.base.expected(folder)
+
+    @property
     def files(self) -> list[FileRecord]:  # type: ignore[override]
         """Those of the source; what lies over it stands in `overlays`."""
         return self.base.files

@@ -10,7 +10,7 @@ from typing import Any
 from exporter.artifact import FileRecord, OverlayRecord
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
 from exporter.checkpoints.derived import held
-from exporter.checkpoints.original import families, vae
+from exporter.checkpoints.original import flow, vae
 from exporter.checkpoints.overlays.base import Overlaid, record_of
 from exporter.checkpoints.safetensors_file import StoredTensor
 from exporter.checkpoints.safety import check_folder
@@ -44,6 +44,10 @@ class WithVae(Overlaid):
 
     vae: Autoencoder = field(repr=False, compare=False)
 
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        return {folder: words for folder, words in self.base.lacking.items() if folder != "vae"}
+
     def stored(self, folder: str) -> dict[str, StoredTensor]:
         return self.vae.stored() if folder == "vae" else self.base.stored(folder)
 
@@ -68,9 +72,10 @@ def with_vae(checkpoint: Checkpoint, source: str, *, allow_pickle: bool = False)
     Raises:
         CheckpointError: There is no such autoencoder, or its latents have other channels or another scale.
     """
-    if "vae" not in checkpoint.component_classes:
+    there = "vae" in checkpoint.component_classes
+    own = checkpoint.config("vae") if there else checkpoint.expected("vae")
+    if not own:
         raise CheckpointError(f"{checkpoint.source} has no autoencoder that --vae could replace.")
-    own = checkpoint.config("vae")
     found = _open(source, own, allow_pickle)
     channels, wanted = found.config.get("latent_channels"), own.get("latent_channels")
     if channels != wanted:
@@ -107,7 +112,7 @@ def _open(source: str, own: Mapping[str, Any], allow_pickle: bool) -> Autoencode
     path = Path(source).expanduser()
     if path.is_file():
         tensors, _ = read_tensors(path, allow_pickle=allow_pickle)
-        prefix = families.VAE if any(n.startswith(families.VAE) for n in tensors) else ""
+        prefix = next((p for p in flow.VAES if any(n.startswith(p) for n in tensors)), "")
         inner = part(tensors, prefix)
         if vae.is_original(inner):
             return _original(path, inner, own)

@@ -38,15 +38,41 @@ def _mask(emitter: Emitter, node: Node, mask: Operand | None) -> Operand | None:
     """The mask as numbers to add to the scores."""
     if mask is None:
         return None
-    argument = node.args[3] if len(node.args) > 3 else node.kwargs["attn_mask"]
-    query, fake = emitter.fake(node.args[0]), emitter.fake(argument)
-    if fake.dim() != 4 or not same_dim(fake.shape[2], query.shape[2]):
+    argument: Any = node.args[3] if len(node.args) > 3 else node.kwargs["attn_mask"]
+    asking: Any = node.args[0]
+    query, fake = emitter.fake(asking), emitter.fake(argument)
+    shape = [] if fake.dim() != 4 else list(fake.shape)
+    same_for_all = bool(shape) and shape[2] == 1
+    if not shape or not (same_for_all or same_dim(shape[2], query.shape[2])):
         raise NotCovered("an attention mask without a row per token")
+    for_each_head = _before_heads(emitter, argument, int(query.shape[1]))
+    mask = mask if for_each_head is None else for_each_head
+    if same_for_all and emitter.attention != "decomposed":  # these broadcast over batch and heads only
+        rows = emitter.emit("Shape", [emitter.env[asking]], {"start": 2, "end": 3})
+        wide = emitter.emit("Concat", [emitter.ints([1, 1]), rows, emitter.ints([1])], {"axis": 0})
+        mask = emitter.emit("Expand", [mask, wide])
     if fake.dtype == torch.bool:
         # The lowest finite number rather than -inf: a row that is masked out whole stays finite.
         lowest = torch.tensor(torch.finfo(query.dtype).min, dtype=query.dtype)
         return emitter.emit("Where", [mask, torch.tensor(0, dtype=query.dtype), lowest])
     return emitter.cast(mask, query.dtype, fake.dtype)
+
+
+def _before_heads(emitter: Emitter, mask: Node, heads: int) -> Operand | None:
+    """The mask as (batch, 1, rows, keys), where each row of a batch was repeated for every head and then
+    split into them: all heads share it. None of any other."""
+    repeated = mask.args[0] if str(mask.target) in ("aten.view.default", "aten.reshape.default") else None
+    if not isinstance(repeated, Node) or str(repeated.target) != "aten.repeat_interleave.self_int":
+        return None
+    once: Any = repeated.args[0]
+    times, fake = repeated.args[1], emitter.fake(once)
+    axis = repeated.args[2] if len(repeated.args) > 2 else repeated.kwargs.get("dim")
+    wanted = mask.meta["val"].shape
+    if fake.dim() != 3 or axis != 0 or times != heads or not same_dim(wanted[1], heads):
+        return None
+    if not all(same_dim(a, b) for a, b in zip(fake.shape, (wanted[0], *wanted[2:]), strict=True)):
+        return None
+    return emitter.emit("Unsqueeze", [emitter.env[once], emitter.ints([1])])
 
 
 def _rows(emitter: Emitter, argument: Any, tensor: Operand) -> Operand:

@@ -43,6 +43,12 @@ def view(emitter: Emitter, node: Node, x: Operand, *sizes: Any, **options: Any) 
     except NotCovered:
         if len(after) == 1:
             return emitter.emit("Reshape", [x, emitter.ints([-1])])
+        if str(node.target) == "aten.unflatten.int":
+            axis, parts = int(sizes[0]) % len(before), sizes[1]
+            shape = [emitter.sizes([*[0] * axis, *parts])]  # a 0 copies the input's size at its place
+            if axis + 1 < len(before):
+                shape.append(emitter.emit("Shape", [x], {"start": axis + 1, "end": len(before)}))
+            return emitter.emit("Reshape", [x, emitter.emit("Concat", shape, {"axis": 0})])
         if not sizes or not isinstance(sizes[0], list | tuple):
             raise
     return emitter.emit("Reshape", [x, emitter.sizes(sizes[0])])
@@ -60,12 +66,36 @@ def transpose(emitter: Emitter, node: Node, x: Operand, one: int, other: int) ->
     return emitter.permute(x, axes)
 
 
+def move(emitter: Emitter, node: Node, x: Operand, source: int, target: int) -> Operand:
+    rank = len(_shape(node))
+    axes = [axis for axis in range(rank) if axis != source % rank]
+    axes.insert(target % rank, source % rank)
+    return emitter.permute(x, axes)
+
+
+def pixel_shuffle(emitter: Emitter, node: Node, x: Operand, factor: int) -> Operand:
+    """Channels become pixels: of each pixel's `factor`² ones, the channel counts most."""
+    return emitter.emit("DepthToSpace", [x], {"blocksize": factor, "mode": "CRD"})
+
+
+def pixel_unshuffle(emitter: Emitter, node: Node, x: Operand, factor: int) -> Operand:
+    """Pixels become channels. ONNX counts the pixel's place most, torch the channel: so they are sorted."""
+    channels = _before(emitter, node)[1]
+    if not isinstance(channels, int):
+        raise NotCovered("pixels to an unknown number of channels")
+    places = torch.arange(factor**2 * channels).view(factor**2, channels).t().reshape(-1)
+    deep = emitter.emit("SpaceToDepth", [x], {"blocksize": factor})
+    return deep if channels == 1 else emitter.emit("Gather", [deep, places], {"axis": 1})
+
+
 def unsqueeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:
     return emitter.emit("Unsqueeze", [x, emitter.ints([axis % len(_shape(node))])])
 
 
 def squeeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:
     before = _before(emitter, node)
+    if same_shape(before, _shape(node)):
+        return x
     if before[axis] != 1:
         raise NotCovered("squeeze of an axis that is not 1")
     return emitter.emit("Squeeze", [x, emitter.ints([axis % len(before)])])
@@ -82,6 +112,29 @@ def expand(emitter: Emitter, node: Node, x: Operand, sizes: list[Any], **options
         kept = axis >= ahead and same_dim(before[axis - ahead], after[axis])
         wanted.append(1 if kept or (isinstance(size, int) and size == -1) else size)
     return emitter.emit("Expand", [x, emitter.sizes(wanted)])
+
+
+def repeat_each(
+    emitter: Emitter, node: Node, x: Operand, times: int, dim: int | None = None, **options: Any
+) -> Operand:
+    """Every element along an axis several times, one after the other."""
+    if dim is None or not isinstance(times, int):
+        raise NotCovered("a repetition of everything, or computed times over")
+    before = _before(emitter, node)
+    axis = dim % len(before)
+    copies = [1] * (len(before) + 1)
+    copies[axis + 1] = times
+    wide = emitter.emit(
+        "Expand", [emitter.emit("Unsqueeze", [x, emitter.ints([axis + 1])]), emitter.ints(copies)]
+    )
+    sizes = [0] * axis + [-1, *(0 if not isinstance(d, int) else d for d in before[axis + 1 :])]
+    if any(
+        size == 0 for size in sizes[axis + 1 :]
+    ):  # a 0 copies the size at its own place, which is one further on
+        rest = emitter.emit("Shape", [x], {"start": axis + 1, "end": len(before)})
+        first = emitter.ints(sizes[: axis + 1])
+        return emitter.emit("Reshape", [wide, emitter.emit("Concat", [first, rest], {"axis": 0})])
+    return emitter.emit("Reshape", [wide, emitter.ints(sizes)])
 
 
 def slice_(
@@ -240,6 +293,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.clone.default": identity,
     "aten.contiguous.default": identity,
     "aten.detach.default": identity,
+    "aten.detach_.default": identity,
+    "aten.lift_fresh_copy.default": identity,
     "aten.dropout.default": dropout,
     "aten.view.default": view,
     "aten.reshape.default": view,
@@ -248,9 +303,13 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.unflatten.int": view,
     "aten.permute.default": permute,
     "aten.transpose.int": transpose,
+    "aten.movedim.int": move,
+    "aten.pixel_shuffle.default": pixel_shuffle,
+    "aten.pixel_unshuffle.default": pixel_unshuffle,
     "aten.unsqueeze.default": unsqueeze,
     "aten.squeeze.dim": squeeze,
     "aten.expand.default": expand,
+    "aten.repeat_interleave.self_int": repeat_each,
     "aten.slice.Tensor": slice_,
     "aten.select.int": select,
     "aten.cat.default": cat,

@@ -56,6 +56,31 @@ def binary(operator: str) -> Callable[..., Operand]:
     return translate
 
 
+def taken_from(emitter: Emitter, node: Node, x: Operand, y: Any, alpha: float = 1) -> Operand:
+    """`y - x`."""
+    if alpha != 1:
+        raise NotCovered(f"{node.target} with alpha")
+    dtype = node.meta["val"].dtype
+    return emitter.emit(
+        "Sub", [_side(emitter, a, v, dtype) for a, v in ((node.args[1], y), (node.args[0], x))]
+    )
+
+
+def whole_quotient(emitter: Emitter, node: Node, x: Operand, y: Any) -> Operand:
+    """Of whole numbers, rounded down: ONNX rounds towards zero, which differs where only one is negative."""
+    dtype = node.meta["val"].dtype
+    if dtype.is_floating_point:
+        raise NotCovered(f"{node.target} of numbers with a fraction")
+    sides = [_side(emitter, a, v, dtype) for a, v in zip(node.args, (x, y), strict=False)]
+    zero, one = torch.tensor(0, dtype=dtype), torch.tensor(1, dtype=dtype)
+    quotient = emitter.emit("Div", sides)
+    rest = emitter.emit("Sub", [sides[0], emitter.emit("Mul", [quotient, sides[1]])])
+    product = emitter.emit("Mul", [rest, sides[1]])
+    return emitter.emit(
+        "Where", [emitter.emit("Less", [product, zero]), emitter.emit("Sub", [quotient, one]), quotient]
+    )
+
+
 def _side(emitter: Emitter, argument: Any, value: Any, dtype: torch.dtype) -> Operand:
     if isinstance(argument, Node):
         fake = argument.meta["val"]
@@ -89,6 +114,13 @@ def where(emitter: Emitter, node: Node, condition: Operand, x: Any, y: Any) -> O
     dtype = node.meta["val"].dtype
     sides = [_side(emitter, a, v, dtype) for a, v in zip(node.args[1:], (x, y), strict=True)]
     return emitter.emit("Where", [condition, *sides])
+
+
+def both(emitter: Emitter, node: Node, x: Operand, y: Operand) -> Operand:
+    sides = [
+        emitter.cast(v, torch.bool, emitter.fake(a).dtype) for a, v in zip(node.args, (x, y), strict=True)
+    ]
+    return emitter.emit("And", sides)
 
 
 def any_of(emitter: Emitter, node: Node, x: Operand) -> Operand:
@@ -278,6 +310,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.sub.Tensor": binary("Sub"),
     "aten.mul.Tensor": binary("Mul"),
     "aten.div.Tensor": binary("Div"),
+    "aten.rsub.Scalar": taken_from,
+    "aten.floor_divide.default": whole_quotient,
     "aten.lt.Tensor": binary("Less"),
     "aten.lt.Scalar": binary("Less"),
     "aten.gt.Tensor": binary("Greater"),
@@ -311,6 +345,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.type_as.default": to_dtype,
     "aten.sqrt.default": unary("Sqrt"),
     "aten.bitwise_not.default": unary("Not"),
+    "aten.logical_and.default": both,
     "aten.silu.default": silu,
     "aten.gelu.default": gelu,
     "aten.softmax.int": softmax,

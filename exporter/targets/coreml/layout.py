@@ -168,6 +168,10 @@ def bindings(component: Component) -> tuple[tuple[Binding, ...], tuple[Binding, 
     return inputs, tuple(outputs[spec.name] for spec in component.outputs)
 
 
+STRANGE_TEXTS = ("T5EncoderModel", "Gemma2Model")
+"""Classes of text encoders that Apple's runners know no tokenizer and no place for."""
+
+
 def check_known(component: Component) -> None:
     """That Apple's runners have a place for the component.
 
@@ -187,7 +191,7 @@ def check_known(component: Component) -> None:
             hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors, or the model without its "
             "ControlNet to Core ML.",
         )
-    if component.name not in INPUTS or component.class_name == "T5EncoderModel":
+    if component.name not in INPUTS or component.class_name in STRANGE_TEXTS:
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "
             f"({component.class_name}), which a {component.checkpoint.pipeline_class} has.",

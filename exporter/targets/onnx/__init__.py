@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["OnnxOptions", "OnnxTarget"]
 
 
-WITHOUT_OPTIMUM = ("FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
+WITHOUT_OPTIMUM = (
+    "FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+)  # fmt: skip
 """Pipelines that optimum has no ONNX Runtime class for."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.architectures.base import Component, TensorSpec
 from exporter.artifact import SizeRecord, TensorRecord
+from exporter.hashing import Follower
 from exporter.progress import Progress
 from exporter.targets.base import (
     Estimate,
@@ -66,29 +67,37 @@ def export(
     files: list[Path] = []
     sizes = []
     compression: dict[str, Any] = {}
-    for static in options.sizes() or (None,):
-        shapes = component_shapes(component, static)
-        if shapes not in written:
-            built = graph.build(
-                component,
-                static=component_size(component, static) if static else None,
-                dtype=options.dtype,
-                attention=options.attention,
-                opset=options.opset,
-                progress=progress,
-            )
-            if options.weights is not None:
-                compression = compress(built, component, options)
-            path = place(None if static in (None, options.static) else static)
-            paths = graph.write(built, path.parent, name=path.name, shared=shared, progress=progress)
-            files += [path for path in paths if path not in files]
-            written[shapes] = built, paths[0]
-            forget()
-        built, entry = written[shapes]
-        if static is not None:
-            inputs, outputs = _records(built.inputs), _records(built.outputs)
-            relative = entry.relative_to(staging).as_posix()
-            sizes.append(SizeRecord(static=static, entry=relative, inputs=inputs, outputs=outputs))
+    with Follower(place().parent / shared.name) as follower:
+        for static in options.sizes() or (None,):
+            shapes = component_shapes(component, static)
+            if shapes not in written:
+                built = graph.build(
+                    component,
+                    static=component_size(component, static) if static else None,
+                    dtype=options.dtype,
+                    attention=options.attention,
+                    opset=options.opset,
+                    progress=progress,
+                )
+                if options.weights is not None:
+                    compression = compress(built, component, options)
+                path = place(None if static in (None, options.static) else static)
+                paths = graph.write(
+                    built,
+                    path.parent,
+                    name=path.name,
+                    shared=shared,
+                    reached=follower.reached,
+                    progress=progress,
+                )
+                files += [path for path in paths if path not in files]
+                written[shapes] = built, paths[0]
+                forget()
+            built, entry = written[shapes]
+            if static is not None:
+                inputs, outputs = _records(built.inputs), _records(built.outputs)
+                relative = entry.relative_to(staging).as_posix()
+                sizes.append(SizeRecord(static=static, entry=relative, inputs=inputs, outputs=outputs))
     built, entry = next(iter(written.values()))
     return ExportedComponent(
         entry=entry,
@@ -105,6 +114,7 @@ def export(
         },
         sizes=tuple(sizes) if len(sizes) > 1 else (),
         dtype=stored_dtype(compression),
+        digests={follower.path: follower.digest},
     )
 
 

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoOptions", "OpenVinoTarget"]
 
+WITHOUT_OPTIMUM = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+"""Pipelines that optimum-intel has no class for."""
+WITHOUT_GENAI = (*WITHOUT_OPTIMUM, "SanaPipeline")
+"""Pipelines that OpenVINO GenAI has no program for."""
+
 
 class OpenVinoTarget(Target):
     """Writes and opens OpenVINO IR."""
@@ -99,6 +104,8 @@ class OpenVinoTarget(Target):
     def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
         from exporter.targets.openvino.schedulers import scheduler_remark
 
+        if checkpoint.pipeline_class in WITHOUT_GENAI:  # whatever its scheduler is
+            return []
         remark = scheduler_remark(checkpoint)
         return [] if remark is None else [remark]
 
@@ -119,13 +126,12 @@ class OpenVinoTarget(Target):
             'Image.fromarray(picture.data[0]).save("picture.png")'
         )
         others = [Client("OpenVINO GenAI", "pip install openvino-genai", "python", genai)]
-        if "Img2Img" in kind or "Inpaint" in kind:  # the code above starts from noise
+        if "Img2Img" in kind or "Inpaint" in kind or kind in WITHOUT_GENAI:  # the code starts from noise
             others = []
-        return [
-            Client("optimum-intel", 'pip install "optimum-intel[openvino]"', "python", optimum),
-            *others,
-            *super().clients(repo, manifest),
-        ]
+        if kind not in WITHOUT_OPTIMUM:
+            install = 'pip install "optimum-intel[openvino]"'
+            others.insert(0, Client("optimum-intel", install, "python", optimum))
+        return [*others, *super().clients(repo, manifest)]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:
         from exporter.targets.openvino.runner import OpenVinoRunner

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
+from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.pt2.compile import check_compiler, compile_package, compiled_for
@@ -139,7 +140,7 @@ def capture(
             for spec in component.inputs
         )
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), positions_at_any_size(table=False):
             program = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch raises dozens of types here
         raise UnsupportedError(

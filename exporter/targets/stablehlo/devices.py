@@ -1,10 +1,10 @@
-"""JAX's devices, and several prompts over several of them. Needs JAX and nothing of PyTorch."""
+"""JAX's devices, by name. Needs JAX and nothing of PyTorch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import BackendMissing, UsageError
+from exporter.errors import BackendMissing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,19 +66,3 @@ def check_platform(platforms: Sequence[str], device: Any, where: str) -> None:
             f"(JAX finds: {', '.join(device_names())}).",
             hint=f"Choose another with --device, or convert again with --option platforms={platform}.",
         )
-
-
-def shared_evenly(prompts: int, devices: int) -> int:
-    """Prompts for each device.
-
-    Raises:
-        UsageError: The devices do not divide the prompts.
-    """
-    if prompts < 1 or prompts % devices:
-        fitting = [prompts - prompts % devices, prompts + -prompts % devices]
-        numbers = " or ".join(str(number) for number in dict.fromkeys(fitting) if number > 0)
-        raise UsageError(
-            f"{prompts} prompts cannot be shared evenly by {devices} devices.",
-            hint=f"Give {numbers} prompts, or choose the devices with --device.",
-        )
-    return prompts // devices

@@ -15,6 +15,7 @@ from exporter.errors import ArtifactError
 from exporter.targets.base import Runner, RunOptions
 from exporter.targets.stablehlo.devices import check_platform, find_devices
 from exporter.targets.stablehlo.export import DECLARATION, WEIGHTS
+from exporter.targets.stablehlo.placement import Placement, batched_inputs
 from exporter.targets.stablehlo.weights import read_header
 
 if TYPE_CHECKING:
@@ -22,15 +23,17 @@ if TYPE_CHECKING:
 
 HINT = "Damaged, or made by a newer JAX? `exporter verify --check-hashes` tells."
 NARROW = ("bfloat16", "float16")
+RUN = "run"
+"""Key of the program as it is, among those that also give outputs of modules."""
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "I32": "int32"}
 
 
 class StableHloRunner(Runner):
-    """A `jax.export` program with its weights on one device.
+    """A `jax.export` program with its weights on one device, or on each of several that share a batch's rows.
 
     Args:
         path: `model.stablehlo`; the weights lie beside it.
-        options: Device, by JAX's names. XLA chooses its threads itself.
+        options: Device, by JAX's names; all of that kind with `spread`. XLA chooses its threads itself.
 
     Attributes:
         compile_seconds: What XLA took so far for the shapes it was given; not part of any run.
@@ -43,11 +46,14 @@ class StableHloRunner(Runner):
     def __init__(self, path: Path, options: RunOptions) -> None:
         self._where = f"{path.parent.name}/{path.name}"
         self._exported = read_program(path)
-        self._device = find_devices(options.device)[0]
-        check_platform(self._exported.platforms, self._device, self._where)
+        devices = find_devices(options.device)
+        check_platform(self._exported.platforms, devices[0], self._where)
         self._path = path.with_name(WEIGHTS)
         metadata, tensors = read_header(self._path)
         self._labels = declaration(metadata, self._path)
+        self._batched = batched_inputs(self._labels["inputs"])
+        self._place = Placement(devices if options.spread and self._batched else devices[:1])
+        self.shares = len(self._place.devices)
         self.inputs, self.outputs = _records(self._exported, self._labels, self._where)
         self._check_weights(tensors)
         counts: dict[str, int] = {}
@@ -63,7 +69,7 @@ class StableHloRunner(Runner):
         self._compiled: dict[Any, Any] = {}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = self._call(lambda: self._exported, "run", inputs)
+        found = self._call(lambda: self._exported, RUN, inputs)
         return {spec.name: np.array(found[spec.name]) for spec in self.outputs}
 
     def module_names(self) -> list[str]:
@@ -101,13 +107,15 @@ class StableHloRunner(Runner):
         import jax
 
         self._check(inputs)
-        given = {name: jax.device_put(value, self._device) for name, value in inputs.items()}
+        given, shared = self._place.share(inputs, self._batched)
         key = (kind, tuple((name, value.shape) for name, value in sorted(inputs.items())))
         weights = self._loaded()
         if key not in self._compiled:
             began = time.perf_counter()
             try:
-                self._compiled[key] = jax.jit(program().call).lower(weights, **given).compile()
+                where = self._place.rows if shared and kind == RUN else None
+                jitted = jax.jit(program().call, out_shardings=where)
+                self._compiled[key] = jitted.lower(weights, **given).compile()
             except Exception as error:  # jax and XLA raise many types
                 raise RuntimeError(f"the program of {self._where} refused: {_one_line(error)}") from error
             self.compile_seconds += time.perf_counter() - began
@@ -118,7 +126,7 @@ class StableHloRunner(Runner):
 
     def _loaded(self) -> dict[str, Any]:
         if self._arrays is None:
-            self._arrays = load_weights(self._path, self._device)
+            self._arrays = load_weights(self._path, self._place.whole)
         return self._arrays
 
     def _check_weights(self, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
@@ -207,7 +215,7 @@ def read_program(path: Path) -> Exported:
 
 
 def load_weights(path: Path, device: Any = None) -> dict[str, Any]:
-    """Weights by name, each taken from the file to the device by itself."""
+    """Weights by name, each taken from the file by itself to a device, or to all of a sharding."""
     import jax
     from safetensors import safe_open
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from exporter.targets.stablehlo.devices import check_platform, find_devices, shared_evenly
-from exporter.targets.stablehlo.runner import WEIGHTS, load_weights, read_program
-
-AXIS = "prompt"
+from exporter.targets.sharing import shared_evenly
+from exporter.targets.stablehlo.devices import check_platform, find_devices
+from exporter.targets.stablehlo.placement import Placement, batched_inputs
+from exporter.targets.stablehlo.runner import WEIGHTS, declaration, load_weights, read_program
+from exporter.targets.stablehlo.weights import read_header
 
 
 class Sharded:
@@ -41,16 +41,18 @@ class Sharded:
         self._exported = read_program(path)
         self.devices = find_devices(devices)
         check_platform(self._exported.platforms, self.devices[0], f"{path.parent.name}/{path.name}")
-        mesh = Mesh(np.asarray(self.devices), (AXIS,))
-        self._rows, self._whole = (NamedSharding(mesh, PartitionSpec(*p)) for p in ((AXIS,), ()))
-        self._weights = load_weights(path.with_name(WEIGHTS), self._whole)
+        self._place = Placement(self.devices)
+        held = path.with_name(WEIGHTS)
+        dims = declaration(read_header(held)[0], held)["inputs"]
+        self._batched = batched_inputs(dims) or frozenset(name for name, sizes in dims.items() if sizes)
+        self._weights = load_weights(held, self._place.whole)
         self._compiled: dict[Any, Any] = {}
         self.compile_seconds = 0.0
 
     def __call__(self, **inputs: Any) -> dict[str, jax.Array]:
         """
         Args:
-            inputs: By name, float32 and int32; those with dims have a row per prompt first.
+            inputs: By name, float32 and int32, a row for each prompt where the artifact has a batch.
 
         Returns:
             Outputs by name, their rows on the devices that computed them.
@@ -58,11 +60,13 @@ class Sharded:
         Raises:
             UsageError: The devices do not divide the rows.
         """
-        given = {name: self.spread(value) for name, value in inputs.items()}
+        for name in self._batched & inputs.keys():
+            shared_evenly(np.shape(inputs[name])[0], len(self.devices))
+        given, _ = self._place.share(inputs, self._batched)
         key = tuple((name, value.shape) for name, value in sorted(given.items()))
         if key not in self._compiled:
             began = time.perf_counter()
-            run = jax.jit(self._exported.call, out_shardings=self._rows)
+            run = jax.jit(self._exported.call, out_shardings=self._place.rows)
             self._compiled[key] = run.lower(self._weights, **given).compile()
             self.compile_seconds += time.perf_counter() - began
         found: dict[str, jax.Array] = self._compiled[key](self._weights, **given)
@@ -75,9 +79,9 @@ class Sharded:
             UsageError: The devices do not divide the rows.
         """
         if not np.ndim(value):
-            return jax.device_put(value, self._whole)
+            return jax.device_put(value, self._place.whole)
         shared_evenly(np.shape(value)[0], len(self.devices))
-        return jax.device_put(value, self._rows)
+        return jax.device_put(value, self._place.rows)
 
     def noise(self, seed: int, rows: int, shape: Sequence[int]) -> jax.Array:
         """Unit noise (rows, *shape), float32, drawn where it is used: a key of its own for every row."""
@@ -86,7 +90,7 @@ class Sharded:
         def draw(key: jax.Array) -> jax.Array:
             return jax.random.normal(key, tuple(shape))
 
-        return jax.jit(jax.vmap(draw), out_shardings=self._rows)(keys)
+        return jax.jit(jax.vmap(draw), out_shardings=self._place.rows)(keys)
 
     def program_text(self) -> list[str]:
         """What XLA made, for each shape so far."""

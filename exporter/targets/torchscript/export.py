@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import origin
 from exporter.errors import UnsupportedError
+from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.torch_module import (
@@ -96,7 +97,7 @@ def export(
     with torch.no_grad(), quiet():
         for _ in range(options.warm_up):
             module(*example.values())
-        with naming(module) as modules:
+        with naming(module) as modules, positions_at_any_size(table=False):
             try:
                 traced = torch.jit.trace(module, tuple(example.values()), check_trace=False).eval()
             except Exception as error:  # torch raises dozens of types here

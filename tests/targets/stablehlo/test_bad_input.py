@@ -15,7 +15,8 @@ from exporter.artifact import Artifact
 from exporter.conversion import convert, make_plan
 from exporter.errors import BackendMissing, UnsupportedError, UsageError
 from exporter.staging import Staging
-from exporter.targets.stablehlo.devices import check_platform, find_devices, shared_evenly
+from exporter.targets.sharing import shared_evenly
+from exporter.targets.stablehlo.devices import check_platform, find_devices
 from exporter.targets.stablehlo.lowering import TABLE
 from exporter.targets.stablehlo.program import arguments
 from tests.targets.stablehlo.artifacts import arrays, component, runner

@@ -1,0 +1,129 @@
+"""Whole pipelines of other families at full size: random float16 weights, written without holding them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from exporter.architectures.base import no_weights
+from tests.benchmarks.full_size import write_weights
+from tests.tiny import make_tokenizer
+
+VAE_BLOCKS: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+
+
+def make_sdxl(folder: Path, *, seed: int = 0) -> Path:
+    """Write SDXL base: 3.5 billion weights in two text encoders, UNet and autoencoder, 6.9 GB."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+
+    def unet() -> nn.Module:
+        return UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            cross_attention_dim=2048,
+        )
+
+    parts = {
+        **_clip_pair(projected=False),
+        "unet": unet,
+        "vae": lambda: AutoencoderKL(
+            sample_size=1024, latent_channels=4, scaling_factor=0.13025, **VAE_BLOCKS
+        ),
+    }
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+        timestep_spacing="leading",
+    )  # fmt: skip
+    return _write("StableDiffusionXLPipeline", folder, parts, scheduler, seed)
+
+
+def make_sd3(folder: Path, *, seed: int = 0) -> Path:
+    """Write SD3 medium without its T5: 2.9 billion weights in two text encoders, transformer, autoencoder."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+    parts: Mapping[str, Callable[[], nn.Module]] = {
+        **_clip_pair(projected=True),
+        "transformer": lambda: SD3Transformer2DModel(
+            sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24,
+            attention_head_dim=64, num_attention_heads=24, caption_projection_dim=1536,
+            joint_attention_dim=4096, pooled_projection_dim=2048, pos_embed_max_size=192,
+        ),
+        "vae": lambda: AutoencoderKL(
+            sample_size=1024, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609,
+            use_quant_conv=False, use_post_quant_conv=False, **VAE_BLOCKS,
+        ),
+    }  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    absent = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    return _write("StableDiffusion3Pipeline", folder, parts, scheduler, seed, absent)
+
+
+def _clip_pair(*, projected: bool) -> dict[str, Callable[[], nn.Module]]:
+    """CLIP ViT-L and OpenCLIP ViT-bigG, as SDXL and SD3 have them; SD3's first one projects too."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    ends = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}
+    large = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        hidden_act="quick_gelu", projection_dim=768, **ends,
+    )  # fmt: skip
+    big = CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+        hidden_act="gelu", projection_dim=1280, **ends,
+    )  # fmt: skip
+    first = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return {
+        "text_encoder": lambda: first(large),
+        "text_encoder_2": lambda: CLIPTextModelWithProjection(big),
+    }
+
+
+def _write(
+    pipeline: str,
+    folder: Path,
+    parts: Mapping[str, Callable[[], nn.Module]],
+    scheduler: Any,
+    seed: int,
+    absent: Mapping[str, Any] | None = None,
+) -> Path:
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.39.0", **(absent or {})}
+    generator = np.random.default_rng(seed)
+    for name, construct in parts.items():
+        with no_weights():
+            module: Any = construct()
+        library = "transformers" if name.startswith("text_encoder") else "diffusers"
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        if library == "transformers":
+            module.config.architectures = [type(module).__name__]
+            module.config.save_pretrained(place)
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            make_tokenizer(folder / tokenizer).save_pretrained(folder / tokenizer)
+            index[tokenizer] = ["transformers", "CLIPTokenizer"]
+        else:
+            module.save_config(place)
+        stem = "model" if library == "transformers" else "diffusion_pytorch_model"
+        write_weights(module, place / f"{stem}.safetensors", generator, dtype="F16")
+        index[name] = [library, type(module).__name__]
+    scheduler.save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
