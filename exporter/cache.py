@@ -59,7 +59,8 @@ class Room:
 
 SKELETONS = Room("skeletons", ".skeleton", "graphs without weights, one per architecture and options", True)
 PARITY = Room("parity", ".safetensors", "reference outputs and pictures of verifications")
-ROOMS = (SKELETONS, PARITY)
+RECORDINGS = Room("recordings", ".json", "calls of pipelines that no module is written for", True)
+ROOMS = (SKELETONS, PARITY, RECORDINGS)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ def convert(
         ResourceError: Not enough disk or memory.
         UnsupportedError: Part of the model has no route; finished components are kept for a retry.
     """
+    from exporter.architectures import is_generic
+
     report_progress = progress or NullProgress()
     started = time.monotonic()
     check_destination(plan.output, overwrite=overwrite)
@@ -95,6 +97,10 @@ def convert(
             records, resumed = _export_all(plan, chosen, calibration, staging, report_progress)
         notes = [safety.note for safety in chosen.values() if safety.note is not None]
         shared = plan._target.finish(plan._checkpoint, plan._components, plan._options, staging.root)
+        if is_generic(plan._checkpoint):
+            from exporter.architectures import generic
+
+            shared = [*shared, generic.write(plan._checkpoint, staging.root)]
         manifest = Manifest(
             target=plan.target,
             source=_source_record(plan, hashed, notes, report_progress),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 
-from exporter.architectures import components_of
+from exporter.architectures import components_of, is_generic
 from exporter.architectures.base import whole_module
 from exporter.architectures.controlnet import control_argument, joined
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
@@ -114,6 +114,8 @@ def from_checkpoint(
     if type(checkpoint) is not Checkpoint:  # weights that do not lie in the folder as diffusers wants them
         given |= joined({c.folder: whole_module(c) for c in components_of(checkpoint)})
     pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
+    if is_generic(checkpoint):
+        pipeline.exporter_generic = True
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(where)
 
@@ -166,6 +168,10 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     """
     import diffusers
 
+    from exporter import generic_pipeline
+
+    if generic_pipeline.is_recorded(root):
+        return generic_pipeline.assemble(root, runners)
     cls = getattr(diffusers, pipeline_class)
     known = inspect.signature(cls.__init__).parameters
     modules: dict[str, Any] = {}
@@ -384,9 +390,9 @@ def paint(
     image: Image | None = None,
     mask: Image | None = None,
     strength: float | None = None,
+    together: int = 1,
     control: Sequence[Image] = (),
     control_scale: Sequence[float] = (),
-    together: int = 1,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Paint each prompt from the same seed, so that a picture does not depend on its neighbours.
@@ -400,15 +406,22 @@ def paint(
         image: Start from this picture, scaled to that size.
         mask: Repaint the picture where this is white, and keep it where it is black.
         strength: How much of the picture is taken away first, above 0 to 1; the pipeline's own when None.
+        together: So many prompts in one batch; what is drawn for each stays its own.
         control: What each ControlNet reads (edges, depth, a pose …), scaled to the size painted.
         control_scale: How much they count: one number for all or one for each; the pipeline's own when empty.
-        together: So many prompts in one batch; what is drawn for each stays its own.
 
     Raises:
         UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a
             task or setting that the model has not.
     """
     report = progress or NullProgress()
+    if getattr(pipeline, "exporter_generic", None):
+        from exporter import generic_pipeline
+
+        return generic_pipeline.paint(
+            pipeline, prompts, seed=seed, steps=steps, guidance=guidance, height=height, width=width,
+            progress=report, negative_prompt=negative_prompt, image=image, mask=mask, strength=strength,
+        )  # fmt: skip
     pipeline = for_task(pipeline, image=image is not None, mask=mask is not None)
     native = native_size(pipeline)
     shown = image if image is not None else next(iter(control), None)
@@ -422,10 +435,10 @@ def paint(
     if negative_prompt is not None and "negative_prompt" not in known:
         raise UsageError(f"A {type(pipeline).__name__} takes no negative prompt.")
     given = {name: value for name, value in given.items() if name in known}
-    given |= following(pipeline, control, control_scale, (width, height), shape or (width, height))
     if negative_prompt is None:  # its default: of some pipelines the empty prompt
         given.pop("negative_prompt", None)
     given |= at_the_size_asked_for(known) | as_written(known)
+    given |= following(pipeline, control, control_scale, (width, height), shape or (width, height))
     if image is not None:
         given |= _starting_point(image, mask, (width, height))
     if strength is not None:

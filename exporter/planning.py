@@ -135,7 +135,7 @@ def make_plan(
     Args:
         progress: Told of the download.
         intake: Further keyword arguments of `exporter.checkpoints.open_source`: how the source is opened
-            and what is laid over it (allow_pickle, config, tokenizer, base, vae, loras, controlnets …).
+            and what is laid over it (allow_pickle, config, tokenizer, base, vae, loras …).
         hash_source: Begin to hash the source's files aside at once, for the conversion that follows.
 
     Raises:
@@ -158,7 +158,7 @@ def make_plan(
     check_whole(checkpoint, components)
     checkpoint.validate()
     hashed = aside(lambda: checkpoint.files) if hash_source else None
-    from exporter.architectures import components_of
+    from exporter.architectures import components_of, notes_of
 
     chosen = select_components(components_of(checkpoint), components, source)
     check_static(parsed, chosen)
@@ -188,7 +188,7 @@ def make_plan(
         verify=_what_is_verified(chosen, parsed) if verify else [],
         digest=_digest(checkpoint, backend, parsed, chosen),
         overlays=[o.model_dump(mode="json") for o in checkpoint.overlays],
-        notes=[*checkpoint.notes, *backend.remarks(checkpoint, parsed)],
+        notes=[*checkpoint.notes, *notes_of(checkpoint), *backend.remarks(checkpoint, parsed)],
         allow_pickle=bool((intake or {}).get("allow_pickle")),
         _checkpoint=checkpoint,
         _components=chosen,

@@ -6,7 +6,6 @@ from importlib import import_module
 
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
-from exporter.errors import CheckpointError
 
 _SD = "exporter.architectures.stable_diffusion"
 _SDXL = "exporter.architectures.stable_diffusion_xl"
@@ -49,23 +48,43 @@ ENCODED = (
 )  # fmt: skip
 """What `encode_prompt` of most pipelines returns, under the names by which they take it again."""
 
-__all__ = ["FAMILIES", "Component", "Size", "TensorSpec", "components_of", "encoded_names"]
+__all__ = [
+    "FAMILIES",
+    "Component",
+    "Size",
+    "TensorSpec",
+    "components_of",
+    "encoded_names",
+    "is_generic",
+    "notes_of",
+]
 
 
 def components_of(checkpoint: Checkpoint) -> list[Component]:
     """The exportable components of a checkpoint, in the order in which its pipeline uses them.
 
+    A pipeline that no module is written for is observed (`exporter.architectures.generic`).
+
     Raises:
-        CheckpointError: No family module knows the pipeline class, or a config is missing.
+        CheckpointError: diffusers has no such pipeline, or a config is missing.
+        UnsupportedError: The pipeline was observed, and cannot be converted so.
     """
-    module = FAMILIES.get(checkpoint.pipeline_class)
-    if module is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise CheckpointError(
-            f"{checkpoint.source} is a {checkpoint.pipeline_class}, a family this version does not convert "
-            f"(it converts: {known})."
-        )
+    module = FAMILIES.get(checkpoint.pipeline_class, "exporter.architectures.generic")
     return import_module(module).components(checkpoint)
+
+
+def is_generic(checkpoint: Checkpoint) -> bool:
+    """Whether no module is written for the pipeline, so that it is known by observing it."""
+    return checkpoint.pipeline_class not in FAMILIES
+
+
+def notes_of(checkpoint: Checkpoint) -> list[str]:
+    """What the manifest should say of how the components were found; nothing for a family of `FAMILIES`."""
+    if not is_generic(checkpoint):
+        return []
+    from exporter.architectures.generic import note
+
+    return note(checkpoint)
 
 
 def encoded_names(checkpoint: Checkpoint) -> tuple[str, ...]:

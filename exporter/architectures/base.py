@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,21 @@ INNER = "inner."
 
 PACKED = 2
 """Latent cells on each side of what FLUX packs into one token."""
+
+KNOBS = ("batch", "height", "width", "sequence")
+"""What a caller chooses; every symbol follows from these."""
+PLAIN = (*KNOBS, "latent_height", "latent_width", "image_tokens")
+"""Symbols of `Size` itself."""
+_DERIVED = re.compile(
+    r"(batch|height|width|area|sequence)(?:_times_(\d+))?(?:_over_(\d+))?(?:_(plus|minus)_(\d+))?"
+)
+"""Symbols that say themselves how they follow from a knob (`area` is height × width in pixels)."""
+_FOLLOWS = {
+    "latent_height": ("height",),
+    "latent_width": ("width",),
+    "image_tokens": ("height", "width"),
+    "area": ("height", "width"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,17 @@ class Size:
             "image_tokens": (self.height // self.factor // PACKED) * (self.width // self.factor // PACKED),
         }
         base, share = origin(dim)
-        return -(-values[base] // share)
+        return -(-values[base] // share) if base in values else self._derived(dim)
+
+    def _derived(self, dim: str) -> int:
+        """The number of a symbol that says how it follows: `height_over_16`, `batch_times_2` …"""
+        match = _DERIVED.fullmatch(dim)
+        if match is None:
+            raise KeyError(dim)
+        knob, times, over, sign, offset = match.groups()
+        value = self.height * self.width if knob == "area" else int(getattr(self, knob))
+        shift = int(offset or 0) * (-1 if sign == "minus" else 1)
+        return value * int(times or 1) // int(over or 1) + shift
 
 
 def runs_each_step(name: str) -> bool:
@@ -77,7 +103,21 @@ def runs_each_step(name: str) -> bool:
 def origin(dim: str) -> tuple[str, int]:
     """The symbol that a symbol is a share of, and which: `latent_height_4` → (`latent_height`, 4)."""
     base, _, share = dim.rpartition("_")
-    return (base, int(share)) if share.isdigit() else (dim, 1)
+    return (base, int(share)) if share.isdigit() and base in PLAIN else (dim, 1)
+
+
+def knobs_of(dim: Dim) -> tuple[str, ...]:
+    """The knobs of `KNOBS` that a dim moves with; none of a number."""
+    if isinstance(dim, int):
+        return ()
+    match = _DERIVED.fullmatch(dim)
+    name = match[1] if match is not None else origin(dim)[0]
+    return _FOLLOWS.get(name, (name,))
+
+
+def is_rule(symbol: str) -> bool:
+    """Whether a symbol is none of the plain ones but says by its name how it follows from a knob."""
+    return origin(symbol)[0] not in PLAIN
 
 
 @dataclass(frozen=True)

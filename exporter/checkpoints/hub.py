@@ -100,8 +100,8 @@ def download(
     variant: str | None = None,
     progress: Progress | None = None,
     patience: Patience | None = None,
-    part: bool = False,
     skip: Collection[str] = (),
+    part: bool = False,
 ) -> Snapshot:
     """Fetch what a pipeline (or an artifact) needs into huggingface_hub's cache.
 
@@ -110,8 +110,8 @@ def download(
         revision: Branch, tag or commit; the default branch when None.
         variant: Weight variant, such as `fp16`.
         patience: How often and how long to wait for a server that is busy.
-        part: One model alone will do (a ControlNet with its config.json), where it is no pipeline.
         skip: Components of a pipeline whose weights are not wanted.
+        part: One model alone will do (a ControlNet with its config.json), where it is no pipeline.
 
     Raises:
         NetworkError: The Hub cannot be reached, refuses, or sends other bytes than it promises. Offline,
@@ -155,9 +155,14 @@ def described(sibling: Any) -> HubFile:
 
 
 def _needed(
-    repo: str, sha: str | None, files: dict[str, HubFile], variant: str | None, patience: Patience,
-    skip: Collection[str], part: bool,
-) -> tuple[str, list[str]]:  # fmt: skip
+    repo: str,
+    sha: str | None,
+    files: dict[str, HubFile],
+    variant: str | None,
+    patience: Patience,
+    skip: Collection[str],
+    part: bool,
+) -> tuple[str, list[str]]:
     """What the repository is, and the files it takes."""
 
     def small(name: str) -> dict[str, Any]:
@@ -328,7 +333,7 @@ def ask(
 
 
 def _from_cache(
-    repo: str, revision: str | None, variant: str | None, skip: Collection[str], part: bool
+    repo: str, revision: str | None, variant: str | None, skip: Collection[str], part: bool = False
 ) -> Snapshot:
     """The snapshot that is in the cache, if it is complete.
 

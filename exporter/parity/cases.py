@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from exporter.architectures.base import origin, runs_each_step
+from exporter.architectures.base import is_rule, knobs_of, origin, runs_each_step
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.painting import Painted
 
@@ -62,7 +62,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
             for g, image in enumerate(painted.images)
         ]
     is_text = component.name.startswith("text_encoder")
-    if runs_each_step(component.name):
+    if not is_text:
         groups = sorted({call.order[0] for call in calls})
         chosen = []
         for group in groups:
@@ -72,7 +72,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
     seen: dict[str, Inputs] = {}
     for number, call in enumerate(calls):
         label = call.label
-        if runs_each_step(component.name):
+        if runs_each_step(component.name) and "timestep" in call.inputs:
             label = f"{label} (t={float(call.inputs['timestep'].reshape(-1)[0]):g})"
         if is_text:
             label = f"{label}, text {sum(c.order == call.order for c in calls[: number + 1])}"
@@ -106,12 +106,13 @@ def untraced(component: Component, cases: Sequence[Inputs], inputs: Sequence[Ten
     first = cases[len(cases) // 2]
     now = _symbol_sizes(component, first)
     result = []
-    wanted: list[tuple[str, str, dict[str, int]]] = []
-    if "batch" in symbols:
+    wanted = _by_rules(component, now, symbols)
+    ruled = bool(wanted)
+    if "batch" in symbols and not ruled:
         batch = now.get("batch", 1)
         wanted += [("batch", f"batch {n} instead of {batch}", {"batch": n}) for n in (1, 3) if n != batch]
-    wanted += _aspects(component, now, symbols)
-    if "sequence" in symbols and "sequence" in now:
+    wanted += _aspects(component, now, symbols) if not ruled else []
+    if "sequence" in symbols and "sequence" in now and not ruled:
         odd = now["sequence"] * 2 // 3 // 2 * 2 + 1
         wanted.append(("sequence", f"{odd} tokens instead of {now['sequence']}", {"sequence": odd}))
     for number, (kind, label, sizes) in enumerate(wanted):
@@ -164,6 +165,34 @@ def _scaled(size: int, numerator: int, denominator: int, multiple: int) -> int:
     result = max(1, round(size * numerator / denominator / multiple)) * multiple
     if result == size:
         result += multiple if numerator > denominator or size <= multiple else -multiple
+    return result
+
+
+def _by_rules(
+    component: Component, now: dict[str, int], symbols: set[str]
+) -> list[tuple[str, str, dict[str, int]]]:
+    """Changes for a component with dims that follow rules of their own (`height_over_16`): whatever moves
+    with a knob moves by its rule. Empty where all dims have plain names."""
+    ruled = {symbol for symbol in symbols if is_rule(symbol)}
+    if not ruled:
+        return []
+    base = replace(component.native, batch=now.get("batch", component.rows))
+    step = base.factor * component.multiple
+    odd = base.sequence * 2 // 3 // 2 * 2 + 1
+    changes = {
+        "batch": replace(base, batch=3 * base.batch),
+        "aspect": replace(
+            base, height=_scaled(base.height, 3, 4, step), width=_scaled(base.width, 5, 4, step)
+        ),
+        "sequence": replace(base, sequence=odd),
+    }
+    result = []
+    for kind, size in changes.items():
+        knobs = {"height", "width"} if kind == "aspect" else {kind}
+        moved = {s: size.resolve(s) for s in symbols if set(knobs_of(s)) & knobs}
+        if moved:
+            told = ", ".join(f"{symbol} {value}" for symbol, value in sorted(moved.items()))
+            result.append((kind, f"{told} instead of the native size", moved))
     return result
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.architectures import encoded_names
+from exporter.architectures import encoded_names, is_generic
 from exporter.architectures.base import DENOISERS, origin, runs_each_step
 from exporter.architectures.controlnet import control_argument, is_controlnet, joined, numbered
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
@@ -209,11 +209,16 @@ class _Outputs(tuple):
 
 
 def supported(checkpoint: Checkpoint) -> bool:
-    """Whether `paint` knows the pipeline class (`exporter.architectures`), and no part is lacking."""
+    """Whether `paint` can run the pipeline: the families of `exporter.architectures`, and others that give
+    pictures; no part is lacking."""
     from exporter.architectures import FAMILIES
 
     if checkpoint.lacking:
         return False
+    if is_generic(checkpoint):
+        from exporter.architectures.generic import recording_of
+
+        return recording_of(checkpoint).pictures
     return checkpoint.pipeline_class in FAMILIES and any(n in checkpoint.component_classes for n in DENOISERS)
 
 
@@ -221,6 +226,8 @@ def used(checkpoint: Checkpoint, names: Iterable[str]) -> list[str]:
     """Those components that a run of the pipeline calls: only one that starts from a picture encodes."""
     import diffusers
 
+    if is_generic(checkpoint):
+        return list(names)
     takes = inspect.signature(getattr(diffusers, checkpoint.pipeline_class).__call__).parameters
     encodes = "image" in takes and control_argument(takes) != "image"
     return [name for name in names if name != "vae_encoder" or encodes]
@@ -242,6 +249,10 @@ def paint(
     Raises:
         UnsupportedError: The pipeline passes something the components have no name for.
     """
+    if is_generic(checkpoint):
+        from exporter.parity import generic_painting
+
+        return generic_painting.paint(checkpoint, components, plan, open_backend, tick)
     names = used(checkpoint, [c.name for c in components])
     ports = _Ports({c.name: c for c in components if c.name in names})
     pipeline = _pipeline(checkpoint, ports.modules)

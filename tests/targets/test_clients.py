@@ -22,8 +22,8 @@ def test_the_pipeline_of_optimum_exists(target: str, pipeline_class: str) -> Non
     assert not (pipeline_class.startswith(NOT_IN_GENAI) and "OpenVINO GenAI" in {c.title for c in clients})
     client = clients[0]
     if client.language != "python":  # only where there is none
-        module, prefix = {"onnx": ("optimum.onnxruntime", "ORT"), "openvino": ("optimum.intel", "OV")}[target]
-        assert not hasattr(pytest.importorskip(module), prefix + pipeline_class)
+        library, prefix = {"onnx": ("onnxruntime", "ORT"), "openvino": ("intel", "OV")}[target]
+        assert not hasattr(pytest.importorskip(f"optimum.{library}"), f"{prefix}{pipeline_class}")
         return
     tree = ast.parse(client.code)
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from exporter.artifact import ComponentRecord, Manifest
+from exporter.errors import UnsupportedError
 from exporter.progress import Progress
 from exporter.targets.base import Client, Estimate, ExportedComponent, Options, Runner, RunOptions, Target
 from exporter.targets.coreml.options import CoremlOptions
@@ -35,8 +36,15 @@ class CoremlTarget(Target):
         return as_apple(component)
 
     def check(self, component: Component) -> None:
+        from exporter.architectures import is_generic
         from exporter.targets.coreml.layout import as_apple, bindings
 
+        if is_generic(component.checkpoint):
+            raise UnsupportedError(
+                f"Core ML has no place for the {component.name} of a {component.checkpoint.pipeline_class}: "
+                "its packages are named and shaped for the families that Apple's runners know.",
+                hint="Take another format: --to onnx, openvino, torchscript …",
+            )
         bindings(as_apple(component))
 
     def estimate(self, component: Component, options: Options) -> Estimate:

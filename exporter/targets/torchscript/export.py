@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.architectures.base import origin
+from exporter.architectures.base import KNOBS, knobs_of
 from exporter.errors import UnsupportedError
 from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
@@ -40,13 +40,6 @@ ENTRY = "model.pt"
 OVERHEAD_DISK = 4 * MB
 OVERHEAD_MEMORY = 900 * MB
 """torch and diffusers themselves."""
-SYMBOLS = {
-    "batch": {"batch"},
-    "height": {"height", "latent_height", "image_tokens"},
-    "width": {"width", "latent_width", "image_tokens"},
-    "sequence": {"sequence"},
-}
-"""What a size names → the dims that depend on it."""
 PREFIX = "exporter_module_"
 """Names of values in the graph that are a module's output."""
 
@@ -158,14 +151,17 @@ def free_symbols(
 
     Each is changed alone, then all that were right together; if that is wrong, none counts as free.
     """
-    every = {d for s in (*component.inputs, *component.outputs) for d in s.dims if isinstance(d, str)}
-    used = {origin(dim)[0] for dim in every}
+    used = {d for s in (*component.inputs, *component.outputs) for d in s.dims if isinstance(d, str)}
+
+    def of_kind(kind: str) -> set[str]:
+        return {dim for dim in used if kind in knobs_of(dim)}
+
     changes = other_sizes(size)
     limit = SAME[options.dtype]
     progress.start(f"{component.name}: trying other shapes", len(changes) + 1)
     right: dict[str, dict[str, int]] = {}
     for number, (kind, values) in enumerate(changes.items()):
-        if SYMBOLS[kind] & used and all(
+        if of_kind(kind) and all(
             agrees(component, module, traced, replace(size, **{kind: value}), limit) for value in values
         ):
             right[kind] = {kind: values[-1]}
@@ -174,9 +170,8 @@ def free_symbols(
     if len(right) > 1 and not agrees(component, module, traced, replace(size, **together), limit):
         right = {}
     progress.done()
-    baked = {dim for kind, dims in SYMBOLS.items() if kind not in right for dim in dims & used}
-    free = {dim for kind in right for dim in SYMBOLS[kind]} - baked
-    return free | {dim for dim in every if origin(dim)[0] in free}
+    baked = {dim for kind in KNOBS if kind not in right for dim in of_kind(kind)}
+    return {dim for kind in right for dim in of_kind(kind)} - baked
 
 
 def other_sizes(size: Size) -> dict[str, list[int]]:

@@ -1,0 +1,155 @@
+"""One cell: a tiny random checkpoint of a family, converted to one format, verified and painted with.
+
+`python -m tests.matrix.cells FAMILY TARGET` prints the result as JSON. It works in a folder of its own and
+with relative paths, so that no message holds a path of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import chdir
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.matrix.results import Result
+
+SETTINGS: dict[str, Any] = {"steps": 3, "samples": 2}
+STEPS = 4
+CLOSE = {"float32": 2, "stored": 2}
+"""Largest difference of two pictures, by the dtype of the weights; for narrower ones `ROUGH`."""
+ROUGH = 24
+REFUSED = ("UnsupportedError", "CheckpointError", "UsageError")
+
+
+def families() -> dict[str, Callable[[Path], Path]]:
+    """Every family that is known here → how to write its tiny checkpoint."""
+    from tests import families as written
+    from tests import unwritten
+    from tests.tiny import make_tiny
+
+    found: dict[str, Callable[[Path], Path]] = {"sd1": make_tiny}
+    found |= {name: lambda folder, n=name: written.make(n, folder) for name in written.FAMILIES}  # type: ignore[misc]
+    found |= {name: lambda folder, n=name: unwritten.make(n, folder) for name in unwritten.UNWRITTEN}  # type: ignore[misc]
+    return found
+
+
+def versions(target: str) -> dict[str, str]:
+    """Of what decides a cell: PyTorch, the libraries, and the target's own packages."""
+    from exporter.planning import tool_versions
+    from exporter.targets import get_target
+
+    packages = {name.replace("_", "-") for name in get_target(target, require_backend=False).packages}
+    wanted = {"exporter", "torch", "diffusers", "transformers", *packages}
+    return {name: version for name, version in tool_versions().items() if name in wanted}
+
+
+def run(family: str, target: str, folder: Path) -> Result:
+    """Fill one cell; works in `folder`."""
+    from exporter.errors import ExporterError
+
+    started = time.monotonic()
+
+    def result(verdict: Any, reason: str = "", **more: Any) -> Result:
+        clean = " ".join(reason.replace(f"{folder}{os.sep}", "").split())
+        return Result(
+            verdict=verdict, reason=clean, seconds=round(time.monotonic() - started, 1),
+            date=datetime.now(UTC).date().isoformat(), tools=versions(target), **more,
+        )  # fmt: skip
+
+    with chdir(folder):
+        source = families()[family](Path(family))
+        started = time.monotonic()
+        try:
+            done, converted = _convert(str(source), target)
+        except ExporterError as error:
+            refused = type(error).__name__ in REFUSED
+            return result("refused" if refused else "fails", error.message)
+        except Exception as error:
+            return result("fails", f"{type(error).__name__}: {_first_line(error)}")
+        told = {"components": converted, "noise": done.noise}
+        if done.verdict != "PASS":
+            return result("fails", f"{done.verdict}: {done.summary}", **told)
+        try:
+            difference, limit = _paint(family, source, done.root, done.dtypes)
+        except Exception as error:
+            return result("fails", f"painting: {type(error).__name__}: {_first_line(error)}", **told)
+        if difference > limit:
+            return result(
+                "fails", f"the picture differs by {difference} of 255", **told, difference=difference
+            )
+        return result("supported", **told, difference=difference)
+
+
+class _Done:
+    def __init__(
+        self, verdict: str | None, summary: str, root: Path, dtypes: set[str], noise: float | None
+    ) -> None:
+        self.verdict, self.summary, self.root, self.dtypes, self.noise = verdict, summary, root, dtypes, noise
+
+
+def _convert(source: str, target: str) -> tuple[_Done, list[str]]:
+    import json
+
+    from exporter.conversion import convert, make_plan
+
+    plan = make_plan(source, target, Path("artifact"), {})
+    done = convert(plan, verify_settings=SETTINGS)
+    records = done.artifact.manifest.components
+    noise = None
+    report = done.artifact.root / "verification" / "report.json"
+    if report.is_file():
+        worst = [c["worst"] for c in json.loads(report.read_text())["components"] if c.get("worst")]
+        ratios = [one["value"] / one["floor"] for one in worst if one["floor"]]
+        noise = round(max(ratios), 2) if ratios else None
+    dtypes = {record.dtype for record in records}
+    made = _Done(done.verdict, done.summary, done.artifact.root, dtypes, noise)
+    return made, [record.name for record in records]
+
+
+def _paint(family: str, source: Path, artifact: Path, dtypes: set[str]) -> tuple[int, int]:
+    """Largest difference to the reference's picture, and what is allowed."""
+    import numpy as np
+
+    from exporter.pipeline import load, paint
+
+    given = settings_of(family)
+    mine, theirs = (
+        np.asarray(paint(load(place, precision_hint=hint), ["3"], steps=STEPS, **given)[0]).astype(int)
+        for place, hint in ((artifact, "f32"), (source, None))
+    )
+    if mine.shape != theirs.shape:
+        raise ValueError(f"the picture is {mine.shape}, the reference's {theirs.shape}")
+    return int(np.abs(mine - theirs).max()), max(CLOSE.get(dtype, ROUGH) for dtype in dtypes)
+
+
+def settings_of(family: str) -> dict[str, Any]:
+    """What a family is painted with besides a prompt."""
+    from PIL import Image
+
+    from tests.test_families_full import TASK
+
+    start = Image.new("RGB", (64, 64), (200, 60, 30))
+    start.paste((20, 90, 220), (0, 0, 32, 64))
+    return {"guidance": 5.0, **dict.fromkeys(TASK.get(family, ()), start)}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+
+
+def main() -> None:
+    family, target = sys.argv[1:]
+    printed, sys.stdout = sys.stdout, sys.stderr  # libraries print
+    with tempfile.TemporaryDirectory(prefix="matrix-") as scratch:
+        os.environ["EXPORTER_CACHE"] = os.environ["EXPORTER_STATE"] = str(Path(scratch) / "state")
+        made = run(family, target, Path(scratch))
+    printed.write(made.model_dump_json() + "\n")
+
+
+if __name__ == "__main__":
+    main()
