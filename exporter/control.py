@@ -1,4 +1,4 @@
-"""RUN: a picture that the painted one follows, by the ControlNets of a pipeline."""
+"""RUN: a picture that the painted one follows, by the ControlNets or the T2I-Adapter of a pipeline."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def following(
     """
     from PIL.Image import Resampling
 
-    known = inspect.signature(pipeline.__call__).parameters
-    argument, scale_name = control_argument(known), scale_argument(known)
+    takes = inspect.signature(pipeline.__call__).parameters
+    argument, scale_name = control_argument(takes), scale_argument(takes)
     if argument is None or scale_name is None:
         if pictures or scales:
             raise UsageError(

@@ -105,7 +105,7 @@ from exporter.errors import DestinationError
 )
 @click.option(
     "--control", "controls", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="Follow this picture, as the model's ControlNet reads it (edges, depth, a pose); once for each.",
+    help="Follow this picture, as the ControlNet (or T2I-Adapter) reads it: edges, a pose; once for each.",
 )  # fmt: skip
 @click.option(
     "--control-scale", "control_scales", multiple=True, type=Finite(),

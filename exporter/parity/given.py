@@ -42,7 +42,7 @@ def given_to(pipeline: Any, plan: Plan, count: int) -> dict[str, Any]:
         pictures = [edges(plan, number) for number in range(len(nets))]
         scales = [SCALES[min(number, 1)] for number in range(len(nets))]
         several = hasattr(follows, "nets")
-        if "in_channels" in follows.config and scale.startswith("adapter"):  # one for each, and grey for some
+        if scale.startswith("adapter"):  # a drawing for each picture, and grey for some
             pictures = [pictures[0][:, : follows.config.in_channels].repeat(count, 1, 1, 1)]
         given[control] = pictures if several else pictures[0]
         given[scale] = scales if several else scales[0]
