@@ -160,7 +160,8 @@ def command(
 
     asked = {
         "--frames": frames, "--fps": fps, "--image": image, "--mask": mask, "--strength": strength,
-        "--also": also or None, "--pictures": pictures if pictures > 1 else None, "--control": controls or None,
+        "--also": also or None, "--pictures": pictures if pictures > 1 else None,
+        "--control": controls or None,
     }  # fmt: skip
     video = clips.makes_clips(source)
     if video is not None:
@@ -213,6 +214,7 @@ def command(
     width, height = painted[0].size
     devices = several.devices(loaded)
     many = f"{len(paths)} pictures" + (f" on {devices} devices" if devices > 1 else "") + ", "
+    many = many if len(paths) > 1 else ""
     names = ", ".join(map(str, paths))
     output.result(
         {
@@ -242,7 +244,7 @@ def command(
             "compile_seconds": round(compiling, 3),
         },
         human=lambda console: console.print(
-            f"{names}  {width}×{height}{length}, {many if len(paths) > 1 else ''}{seconds_text(seconds)}{told}",
+            f"{names}  {width}×{height}{length}, {many}{seconds_text(seconds)}{told}",
             soft_wrap=True,
         ),
         quiet="\n".join(map(str, paths)),

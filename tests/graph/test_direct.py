@@ -190,11 +190,11 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "conv3d": lambda m, x: functional.conv3d(
         x.unflatten(1, (2, 4)), m.kernel.view(8, 2, 2, 3, 3), m.shift, stride=(1, 2, 1), padding=(0, 1, 1)
     ),
-    "repeats": lambda m, x: x.repeat(2, 1, 1, 2, 1) + x.repeat_interleave(2, dim=2),
+    "repeats_in_turn": lambda m, x: x.repeat(2, 1, 1, 2, 1) + x.repeat_interleave(2, dim=2),
     "flattened_between": lambda m, x: x.flatten(1, 2) * 1.5,
     "unflattened_between": lambda m, x: torch.concatenate([x, x * 2], dim=2).unflatten(2, (2, -1)),
     "moved": lambda m, x: x.movedim(1, -1) * 1.5,
-    "whole_quotients": lambda m, x: (
+    "cut_off_quotients": lambda m, x: (
         torch.div(torch.arange(x.shape[2]) * 7, torch.arange(x.shape[2]) + 1, rounding_mode="trunc") * 0.5
     ),
     "subtracted_from": lambda m, x: (2 - x) * torch.ones_like(x) + torch.zeros_like(x),

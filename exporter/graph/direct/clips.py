@@ -1,4 +1,4 @@
-"""Operators that only video models use: 3-D convolutions, repeats, joining and splitting of unknown axes.
+"""Operators that came with video models: 3-D convolutions, repeats, joining and splitting of unknown axes.
 
 Each function takes the emitter, the traced node, and the node's arguments with tensors replaced by what
 they became. Semantics are those of torch's `aten` operators of that name.
@@ -71,13 +71,6 @@ def repeat_interleave(
     return _around(emitter, tiled, axis, axis + 1, [-1], rank + 1)
 
 
-def movedim(emitter: Emitter, node: Node, x: Operand, source: int, destination: int) -> Operand:
-    rank = _rank(emitter, node)
-    order = [axis for axis in range(rank) if axis != source % rank]
-    order.insert(destination % rank, source % rank)
-    return emitter.permute(x, order)
-
-
 def conv3d(
     emitter: Emitter,
     node: Node,
@@ -117,15 +110,6 @@ def whole_quotient(
     return emitter.emit("Div", [x, y])
 
 
-def subtract_from(emitter: Emitter, node: Node, x: Operand, other: Any, alpha: float = 1) -> Operand:
-    if alpha != 1:
-        raise NotCovered(f"{node.target} with alpha")
-    dtype = node.meta["val"].dtype
-    return emitter.emit(
-        "Sub", [torch.tensor(other, dtype=dtype), emitter.cast(x, dtype, emitter.fake(node.args[0]).dtype)]
-    )
-
-
 def like(value: float) -> Callable[..., Operand]:
     def translate(emitter: Emitter, node: Node, x: Operand, **options: Any) -> Operand:
         return full_like(emitter, node, x, value)
@@ -138,11 +122,9 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.unflatten.int": unflatten,
     "aten.repeat.default": repeat,
     "aten.repeat_interleave.self_int": repeat_interleave,
-    "aten.movedim.int": movedim,
     "aten.concatenate.default": cat,
     "aten.conv3d.default": conv3d,
     "aten.div.Tensor_mode": whole_quotient,
-    "aten.rsub.Scalar": subtract_from,
     "aten.ones_like.default": like(1.0),
     "aten.zeros_like.default": like(0.0),
 }

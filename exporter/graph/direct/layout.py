@@ -43,12 +43,6 @@ def view(emitter: Emitter, node: Node, x: Operand, *sizes: Any, **options: Any) 
     except NotCovered:
         if len(after) == 1:
             return emitter.emit("Reshape", [x, emitter.ints([-1])])
-        if str(node.target) == "aten.unflatten.int":
-            axis, parts = int(sizes[0]) % len(before), sizes[1]
-            shape = [emitter.sizes([*[0] * axis, *parts])]  # a 0 copies the input's size at its place
-            if axis + 1 < len(before):
-                shape.append(emitter.emit("Shape", [x], {"start": axis + 1, "end": len(before)}))
-            return emitter.emit("Reshape", [x, emitter.emit("Concat", shape, {"axis": 0})])
         if not sizes or not isinstance(sizes[0], list | tuple):
             raise
     return emitter.emit("Reshape", [x, emitter.sizes(sizes[0])])
@@ -112,29 +106,6 @@ def expand(emitter: Emitter, node: Node, x: Operand, sizes: list[Any], **options
         kept = axis >= ahead and same_dim(before[axis - ahead], after[axis])
         wanted.append(1 if kept or (isinstance(size, int) and size == -1) else size)
     return emitter.emit("Expand", [x, emitter.sizes(wanted)])
-
-
-def repeat_each(
-    emitter: Emitter, node: Node, x: Operand, times: int, dim: int | None = None, **options: Any
-) -> Operand:
-    """Every element along an axis several times, one after the other."""
-    if dim is None or not isinstance(times, int):
-        raise NotCovered("a repetition of everything, or computed times over")
-    before = _before(emitter, node)
-    axis = dim % len(before)
-    copies = [1] * (len(before) + 1)
-    copies[axis + 1] = times
-    wide = emitter.emit(
-        "Expand", [emitter.emit("Unsqueeze", [x, emitter.ints([axis + 1])]), emitter.ints(copies)]
-    )
-    sizes = [0] * axis + [-1, *(0 if not isinstance(d, int) else d for d in before[axis + 1 :])]
-    if any(
-        size == 0 for size in sizes[axis + 1 :]
-    ):  # a 0 copies the size at its own place, which is one further on
-        rest = emitter.emit("Shape", [x], {"start": axis + 1, "end": len(before)})
-        first = emitter.ints(sizes[: axis + 1])
-        return emitter.emit("Reshape", [wide, emitter.emit("Concat", [first, rest], {"axis": 0})])
-    return emitter.emit("Reshape", [wide, emitter.ints(sizes)])
 
 
 def slice_(
@@ -300,7 +271,6 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.reshape.default": view,
     "aten._unsafe_view.default": view,
     "aten.flatten.using_ints": view,
-    "aten.unflatten.int": view,
     "aten.permute.default": permute,
     "aten.transpose.int": transpose,
     "aten.movedim.int": move,
@@ -309,7 +279,6 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.unsqueeze.default": unsqueeze,
     "aten.squeeze.dim": squeeze,
     "aten.expand.default": expand,
-    "aten.repeat_interleave.self_int": repeat_each,
     "aten.slice.Tensor": slice_,
     "aten.select.int": select,
     "aten.cat.default": cat,

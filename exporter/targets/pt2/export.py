@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
-from exporter.graph.positions import positions_at_any_size
 from exporter.graph.places import places_by_number
+from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.pt2.compile import check_compiler, compile_package, compiled_for

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import KNOBS, knobs_of
 from exporter.errors import UnsupportedError
-from exporter.graph.positions import positions_at_any_size
 from exporter.graph.places import places_by_number
+from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
 from exporter.targets.torch_module import (
