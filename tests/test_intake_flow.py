@@ -11,7 +11,7 @@ import torch
 
 from exporter import conversion, pipeline, recipes
 from exporter.artifact import Artifact
-from exporter.errors import ArtifactError, CheckpointError
+from exporter.errors import ArtifactError, CheckpointError, UsageError
 from exporter.parity import verify
 from exporter.recipes.running import from_manifest
 from tests import original_layout
@@ -78,6 +78,18 @@ def test_a_recipe_names_the_base(folders: dict[str, Path], alone: str) -> None:
     text = f"name: r\nmodel: {json.dumps(alone)}\nbase: {json.dumps(str(folders['flux']))}\ntarget: onnx\n"
     (cell,) = recipes.cells(parse(text, "r"))
     assert cell.recipe.intake()["base"] == str(folders["flux"])
+
+
+def test_float8_is_not_copied_where_nobody_computes_with_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    state = {n: t.to(torch.float8_e4m3fn) for n, t in everything(folders["flux"]).items()}
+    path = str(original_layout.save(state, tmp_path / "model.safetensors"))
+    given = {"base": str(folders["flux"])}
+    for options in ({}, {"dtype": "float8_e4m3fn"}):
+        with pytest.raises(UsageError, match="in float8, which transformers does not compute with") as caught:
+            conversion.make_plan(path, "safetensors", tmp_path / "out", options, intake=given)
+        assert "--dtype bfloat16" in str(caught.value.hint)
+    plan = conversion.make_plan(path, "safetensors", tmp_path / "out", {"dtype": "bfloat16"}, intake=given)
+    assert len(plan.components) == 5
 
 
 @pytest.mark.full

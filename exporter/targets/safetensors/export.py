@@ -15,6 +15,7 @@ from exporter.artifact import TensorRecord
 from exporter.checkpoints import Checkpoint, StoredTensor
 from exporter.checkpoints.derived import OtherFile
 from exporter.checkpoints.safetensors_file import ITEM_BYTES
+from exporter.errors import UsageError
 from exporter.progress import Progress
 from exporter.storage import FLOAT8, SAFETENSORS_NAMES, TORCH_NAMES, goes_to_float8, is_float
 from exporter.targets.base import Estimate, ExportedComponent
@@ -28,8 +29,13 @@ PEAK_MEMORY = 700_000_000
 
 
 def estimate(component: Component, options: SafetensorsOptions) -> Estimate:
-    """Disk: the component's own part of its folder, in the dtypes that will be written."""
+    """Disk: the component's own part of its folder, in the dtypes that will be written.
+
+    Raises:
+        UsageError: Weights would be written in float8 that nobody computes with.
+    """
     options = suited(options, component.checkpoint, component.folder)
+    check_float8(component, options)
     disk = sum(
         t.numel * ITEM_BYTES[_dtype(n.removeprefix("inner."), t, options)]
         for n, t in component.weights.items()
@@ -185,6 +191,24 @@ def suited(options: SafetensorsOptions, checkpoint: Checkpoint, folder: str) -> 
     if options.dtype == FLOAT8 and checkpoint.component_classes[folder][0] != "diffusers":
         return options.model_copy(update={"dtype": "stored"})
     return options
+
+
+def check_float8(component: Component, options: SafetensorsOptions) -> None:
+    """Single files have all of a model in float8, also what has to be cast back before it is used.
+
+    Raises:
+        UsageError: Naming the first such weight that would be written as it is.
+    """
+    casts = component.checkpoint.component_classes[component.folder][0] == "diffusers"
+    for full, tensor in component.weights.items():
+        name = full.removeprefix("inner.")
+        kept = casts and goes_to_float8(name, tensor.shape)
+        if not kept and _dtype(name, tensor, options).startswith("F8"):
+            raise UsageError(
+                f"{component.name} of {component.checkpoint.source} has {name!r} in float8, which "
+                f"{'diffusers' if casts else 'transformers'} does not compute with.",
+                hint="Add --dtype bfloat16 or --dtype float16: both hold every float8 number exactly.",
+            )
 
 
 def stored_dtype(dtypes: Sequence[str], options: SafetensorsOptions) -> str:
