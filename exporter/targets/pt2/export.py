@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
+from exporter.graph.masks import plain_masks
 from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
@@ -140,7 +141,7 @@ def capture(
             for spec in component.inputs
         )
     try:
-        with quiet(), torch.no_grad(), positions_at_any_size(table=False):
+        with quiet(), torch.no_grad(), positions_at_any_size(table=False), plain_masks():
             program = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch raises dozens of types here
         raise UnsupportedError(

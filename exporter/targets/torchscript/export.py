@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
+from exporter.graph.masks import plain_masks
 from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
 from exporter.targets.base import Estimate, ExportedComponent
@@ -96,7 +97,7 @@ def export(
     with torch.no_grad(), quiet():
         for _ in range(options.warm_up):
             module(*example.values())
-        with naming(module) as modules, positions_at_any_size(table=False):
+        with naming(module) as modules, positions_at_any_size(table=False), plain_masks():
             try:
                 traced = torch.jit.trace(module, tuple(example.values()), check_trace=False).eval()
             except Exception as error:  # torch raises dozens of types here
