@@ -83,8 +83,8 @@ def _looked_up(module: Any, height: Any, width: Any, device: torch.device) -> to
     """The same from a table."""
     base, scale = int(module.base_size), float(module.interpolation_scale)
     channels = int(module.pos_embed.shape[-1]) // 2
-    lines = (_line(count, channels, base, scale) for count in (height, width))
-    return _crossed(*lines, height, width)
+    rows, columns = (_line(count, channels, base, scale) for count in (height, width))
+    return _crossed(rows, columns, height, width)
 
 
 def _crossed(rows: torch.Tensor, columns: torch.Tensor, height: Any, width: Any) -> torch.Tensor:
