@@ -233,10 +233,19 @@ def select_components(available: list[Component], wanted: list[str] | None, sour
 def check_static(options: Options, components: list[Component]) -> None:
     """
     Raises:
-        UsageError: A static picture size that the VAE's factor does not divide.
+        UsageError: A static picture size that the VAE's factor, or a transformer's patches, do not divide; or
+            a component that is given other lengths from one call to the next.
     """
+    patch = max((c.multiple for c in components if c.name == "transformer"), default=1)
+    for component in components if options.sizes() else ():
+        if component.varying:
+            raise UsageError(
+                f"--static: the {component.name} of a {component.checkpoint.pipeline_class} is given prompts "
+                "of several lengths, of which one would be baked.",
+                hint="Leave out --static, or the component, by naming the others with --component.",
+            )
     for batch, height, width in options.sizes() if components else ():
-        factor = components[0].native.factor
+        factor = components[0].native.factor * patch
         if height % factor or width % factor:
             raise UsageError(
                 f"--static {batch}x{height}x{width}: height and width must be multiples of {factor}.",

@@ -104,6 +104,7 @@ class Component:
         renames: Maps a stored weight name (old checkpoints) to the module's name, or None to drop it.
         rows: Rows of a call to one picture: two where guidance runs both prompts at once.
         multiple: Latent cells by which it divides each side of a picture: patches, or a UNet's levels.
+        varying: Symbols that are another number from one call of a run to the next: none can be baked.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Component:
     renames: Callable[[str], str | None] = field(default=lambda name: name)
     rows: int = 1
     multiple: int = 1
+    varying: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
