@@ -241,15 +241,24 @@ def select_components(available: list[Component], wanted: list[str] | None, sour
 def check_static(options: Options, components: list[Component]) -> None:
     """
     Raises:
-        UsageError: A static picture size that the VAE's factor does not divide, or frames that no latents
-            stand for.
+        UsageError: A static picture size that the VAE's factor, or a transformer's patches, do not divide; or
+            frames that no latents stand for; or a component that is given other lengths from one call to
+            the next.
     """
     from exporter.targets.options import size_text
 
+    patch = max((c.multiple for c in components if c.name == "transformer"), default=1)
+    for component in components if options.sizes() else ():
+        if component.varying:
+            raise UsageError(
+                f"--static: the {component.name} of a {component.checkpoint.pipeline_class} is given prompts "
+                "of several lengths, of which one would be baked.",
+                hint="Leave out --static, or the component, by naming the others with --component.",
+            )
     for static in options.sizes() if components else ():
         batch, height, width, *frames = static
         check_baked(static, components)
-        factor = components[0].native.factor
+        factor = components[0].native.factor * patch
         if height % factor or width % factor:
             nearest = (batch, _round(height, factor), _round(width, factor), *frames)
             raise UsageError(

@@ -173,6 +173,7 @@ class Component:
         clip: Frames of a clip where nobody says how many: the pipeline's own default. 1 of a picture model.
         published: Gives what clients read in the exported component's `config.json` besides the
             checkpoint's own config: numbers that lie among its weights.
+        varying: Symbols that are another number from one call of a run to the next: none can be baked.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Component:
     multiple: int = 1
     clip: int = 1
     published: Callable[[], Mapping[str, Any]] = field(default=dict)
+    varying: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ code and stays outside. So the text encoder gets more tokens than the transforme
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from exporter.architectures._gemma import GEMMA2, gemma2_text_encoder, prompt_mask
@@ -37,6 +38,7 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     height, width = pixels(checkpoint.config("transformer")["sample_size"], factor)
     native = Size(batch=2, height=height, width=width, sequence=TOKENS, factor=factor)
     text = gemma2_text_encoder(checkpoint, "text_encoder", native)
+    text = replace(text, varying=("sequence",))  # the negative prompt comes without the instruction
     denoiser = _transformer(checkpoint, "transformer", native, text)
     return [text, denoiser, *vae_components(checkpoint, native, (DEEP,))]
 

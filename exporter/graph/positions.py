@@ -60,27 +60,38 @@ def _forward(original: Any, positions: Callable[..., torch.Tensor]) -> Any:
 
 
 def _computed(module: Any, height: Any, width: Any, device: torch.device) -> torch.Tensor:
-    """`[1, height * width, channels]` float32, by the library's formula."""
-    library = sys.modules[MODULE]
-    made: torch.Tensor = library.get_2d_sincos_pos_embed(
-        embed_dim=module.pos_embed.shape[-1],
-        grid_size=(height, width),
-        base_size=module.base_size,
-        interpolation_scale=module.interpolation_scale,
-        device=device,
-        output_type="pt",
-    )
-    return made.float().unsqueeze(0)
+    """`[1, height * width, channels]` float32: columns in the first half of the channels, rows in the second.
+
+    The library's formula for one side, without the reshape of its formula for two: that would make a program
+    ask whether height and width are the same.
+    """
+    import torch
+
+    formula = sys.modules[MODULE].get_1d_sincos_pos_embed_from_grid
+    channels = int(module.pos_embed.shape[-1]) // 2
+
+    def line(count: Any) -> torch.Tensor:
+        places = torch.arange(count, device=device, dtype=torch.float32)
+        places = places / (count / module.base_size) / module.interpolation_scale
+        made: torch.Tensor = formula(channels, places, output_type="pt")
+        return made
+
+    return _crossed(line(height), line(width), height, width).float()
 
 
 def _looked_up(module: Any, height: Any, width: Any, device: torch.device) -> torch.Tensor:
-    """The same from a table: columns in the first half of the channels, rows in the second."""
-    import torch
-
+    """The same from a table."""
     base, scale = int(module.base_size), float(module.interpolation_scale)
     channels = int(module.pos_embed.shape[-1]) // 2
-    across = _line(width, channels, base, scale).unsqueeze(0).expand(height, -1, -1)
-    down = _line(height, channels, base, scale).unsqueeze(1).expand(-1, width, -1)
+    rows, columns = (_line(count, channels, base, scale) for count in (height, width))
+    return _crossed(rows, columns, height, width)
+
+
+def _crossed(rows: torch.Tensor, columns: torch.Tensor, height: Any, width: Any) -> torch.Tensor:
+    import torch
+
+    across = columns.unsqueeze(0).expand(height, -1, -1)
+    down = rows.unsqueeze(1).expand(-1, width, -1)
     return torch.cat([across, down], dim=-1).flatten(0, 1).unsqueeze(0)
 
 
@@ -97,8 +108,7 @@ def _line(count: Any, channels: int, base: int, scale: float) -> torch.Tensor:
     from torch.nn.functional import embedding
 
     sines, cosines, frequencies = _tables(channels, base, scale)
-    index = torch.arange(count)
-    total = index[-1:] + 1
+    index, total = torch.arange(count), torch.full((1,), count, dtype=torch.int64)
     spread = index * (base * STEPS)
     row = torch.floor_divide(spread, total)
     left = (spread - row * total).float() / total.float()

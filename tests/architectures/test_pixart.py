@@ -13,6 +13,7 @@ import torch
 
 from exporter.architectures import Component, Size, components_of
 from exporter.checkpoints import resolve
+from exporter.conversion import make_plan
 from exporter.errors import CheckpointError, UnsupportedError, UsageError
 from exporter.pipeline import from_checkpoint, paint
 from exporter.targets.base import component_size
@@ -122,6 +123,12 @@ def test_sizes(folders: dict[str, Path]) -> None:
             paint(pipeline, ["a"], steps=1, height=height, width=width)
     picture = paint(pipeline, ["a"], steps=1, height=48, width=96)[0]
     assert picture.size == (96, 48)  # as asked for: no size of the library's own choice, scaled
+
+
+def test_a_baked_size_that_patches_do_not_divide(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be multiples of 16") as error:
+        make_plan(str(folders["pixart_sigma"]), "onnx", tmp_path / "out", {"static": "1x40x64"})
+    assert error.value.hint in ("Try 1x32x64.", "Try 1x48x64.")
 
 
 def test_core_ml_has_no_place_for_t5(folders: dict[str, Path]) -> None:

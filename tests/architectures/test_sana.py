@@ -14,6 +14,7 @@ import torch
 from exporter.architectures import Component, Size, components_of
 from exporter.architectures._gemma import gemma2_text_encoder
 from exporter.checkpoints import resolve
+from exporter.conversion import make_plan
 from exporter.errors import CheckpointError, UnsupportedError, UsageError
 from exporter.graph import build, write
 from exporter.pipeline import from_checkpoint, paint
@@ -129,6 +130,14 @@ def test_sizes(folder: Path) -> None:
     with pytest.raises(UsageError, match="multiples of 32"):
         paint(pipeline, ["a"], steps=1, height=48, width=64)
     assert paint(pipeline, ["a"], steps=1, height=64, width=96)[0].size == (96, 64)
+
+
+def test_a_prompt_of_one_length_is_not_baked(folder: Path, tmp_path: Path) -> None:
+    """The negative prompt comes without the instruction, so the text encoder is called at two lengths."""
+    with pytest.raises(UsageError, match="given prompts of several lengths") as error:
+        make_plan(str(folder), "onnx", tmp_path / "out", {"static": "1x64x64"})
+    assert "--component" in (error.value.hint or "")
+    make_plan(str(folder), "onnx", tmp_path / "out", {"static": "1x64x64"}, components=["transformer"])
 
 
 def test_core_ml_has_no_place_for_it(folder: Path) -> None:

@@ -173,6 +173,7 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "unflattens": lambda m, x: x.flatten(2).transpose(1, 2).exp().unflatten(1, (x.shape[2], x.shape[3])),
     "both": lambda m, x: torch.logical_and(x > 0, x.to(torch.int32)).float(),
     "lifted": lambda m, x: x * torch.tensor(3.0) + x[:1] * 0,
+    "full_of_a_size": lambda m, x: torch.full((2, x.shape[2]), x.shape[3], dtype=torch.float32) * 0.5,
     "taken_from": lambda m, x: 2 - x * 0.5,
     "whole_quotients": lambda m, x: (
         (x * 9).to(torch.int64) // 4 + (x * 9).int() // ((x[:1] > 0).int() * 7 - 4)

@@ -215,6 +215,9 @@ def upsample_nearest(
 
 
 def full(emitter: Emitter, node: Node, sizes: list[Any], value: Any, **options: Any) -> Operand:
+    if isinstance(value, ir.Value):  # a size
+        filling = emitter.cast(value, node.meta["val"].dtype, torch.int64)
+        return emitter.emit("Expand", [filling, emitter.sizes(sizes)])
     filling = torch.tensor([value], dtype=node.meta["val"].dtype)
     return emitter.emit("Expand", [filling, emitter.sizes(sizes)])
 

@@ -29,9 +29,9 @@ __all__ = ["OnnxOptions", "OnnxTarget"]
 
 WITHOUT_OPTIMUM = (
     "FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "LTXPipeline", "PixArtAlphaPipeline",
-    "PixArtSigmaPipeline",
+    "PixArtSigmaPipeline", "SanaPipeline",
 )  # fmt: skip
-"""Pipelines that optimum has no ONNX Runtime class for."""
+"""Pipelines that optimum has no ONNX Runtime class for, or (Sana) none that it gives by its name."""
 
 
 class OnnxTarget(Target):

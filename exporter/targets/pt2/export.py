@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
+from exporter.graph.masks import plain_masks
 from exporter.graph.places import places_by_number
 from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
@@ -142,7 +143,10 @@ def capture(
             for spec in component.inputs
         )
     try:
-        with quiet(), torch.no_grad(), positions_at_any_size(table=False), places_by_number(fold=False):
+        with (
+            quiet(), torch.no_grad(), positions_at_any_size(table=False), places_by_number(fold=False),
+            plain_masks(),
+        ):  # fmt: skip
             program = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch raises dozens of types here
         raise UnsupportedError(

@@ -84,6 +84,9 @@ def _sizes(
     for dim in ("height", "width"):
         if dim in given:  # pixels that make whole latent cells; torch rounds others, JAX has to divide
             steps[dim] = math.lcm(steps.get(dim, 1), component.native.factor)
+    for dim in ("latent_height", "latent_width"):
+        if dim in given and component.name == "transformer":  # patches; what is left over, torch drops
+            steps[dim] = math.lcm(steps.get(dim, 1), component.multiple)
     return {dim: (1, high) for dim, (_, high) in found.items()}, steps
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import KNOBS, knobs_of
 from exporter.errors import UnsupportedError
+from exporter.graph.masks import plain_masks
 from exporter.graph.places import places_by_number
 from exporter.graph.positions import positions_at_any_size
 from exporter.progress import Progress
@@ -91,7 +92,10 @@ def export(
     with torch.no_grad(), quiet():
         for _ in range(options.warm_up):
             module(*example.values())
-        with naming(module) as modules, positions_at_any_size(table=False), places_by_number(fold=False):
+        with (
+            naming(module) as modules, positions_at_any_size(table=False), places_by_number(fold=False),
+            plain_masks(),
+        ):  # fmt: skip
             try:
                 traced = torch.jit.trace(module, tuple(example.values()), check_trace=False).eval()
             except Exception as error:  # torch raises dozens of types here

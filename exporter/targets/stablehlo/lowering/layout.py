@@ -140,7 +140,7 @@ def gather(x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
 
 @lowers("aten.full.default")
 def full(size: Sequence[Any], value: Any, *, dtype: Any = None, **_: Any) -> Any:
-    return jnp.full(tuple(size), value, _wanted(dtype, value))
+    return jnp.full(tuple(size), as_dtype(value, _wanted(dtype, value)))
 
 
 @lowers("aten.full_like.default")
