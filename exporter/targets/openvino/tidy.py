@@ -1,7 +1,7 @@
-"""What OpenVINO's common transformations leave behind because the weights are held back meanwhile.
+"""What OpenVINO's common transformations leave behind.
 
-They drop an addition of zeros behind a product of constants only, and join reshapes before they turn
-transpositions into more of them.
+They drop an addition of zeros behind a product with constants only, and the weights are held back meanwhile;
+and they join reshapes before they turn transpositions into more of them.
 """
 
 from __future__ import annotations
