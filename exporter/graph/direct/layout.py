@@ -45,7 +45,10 @@ def view(emitter: Emitter, node: Node, x: Operand, *sizes: Any, **options: Any) 
             return emitter.emit("Reshape", [x, emitter.ints([-1])])
         if not sizes or not isinstance(sizes[0], list | tuple):
             raise
-    return emitter.emit("Reshape", [x, emitter.sizes(sizes[0])])
+    # A 0 copies the input's size, which need not be asked for then.
+    kept = [same_dim(one, other) for one, other in zip(before, after, strict=False)]
+    wanted = [0 if place < len(kept) and kept[place] else size for place, size in enumerate(sizes[0])]
+    return emitter.emit("Reshape", [x, emitter.sizes(wanted)])
 
 
 def permute(emitter: Emitter, node: Node, x: Operand, axes: list[int]) -> Operand:
@@ -83,7 +86,16 @@ def pixel_unshuffle(emitter: Emitter, node: Node, x: Operand, factor: int) -> Op
 
 
 def unsqueeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:
-    return emitter.emit("Unsqueeze", [x, emitter.ints([axis % len(_shape(node))])])
+    """A new axis; several in a row are one node."""
+    axes = [axis % len(_shape(node))]
+    producer = x.producer() if isinstance(x, ir.Value) else None
+    if producer is not None and producer.op_type == "Unsqueeze" and producer.domain == "":
+        base, places = producer.inputs
+        assert base is not None and places is not None
+        if places.const_value is not None:
+            earlier = places.const_value.numpy().reshape(-1)
+            x, axes = base, sorted([*axes, *(int(n) + (n >= axes[0]) for n in earlier)])
+    return emitter.emit("Unsqueeze", [x, emitter.ints(axes)])
 
 
 def squeeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:

@@ -25,6 +25,7 @@ from exporter.targets.base import (
 )
 from exporter.targets.openvino.options import OpenVinoOptions
 from exporter.targets.openvino.sharing import share_constants
+from exporter.targets.openvino.tidy import tidy
 from exporter.targets.quantisation import stored_dtype
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 XML = "openvino_model.xml"
 ATTENTION: Literal["fused"] = "fused"
+OPSET = 21
+"""The first in which a group normalisation is one operator; OpenVINO has one, too, of which its plugins make
+what suits the device."""
 SCRATCH = ".onnx"
 """Folder of the temporary graph inside the component's; hidden, removed in any case."""
 
@@ -140,6 +144,7 @@ def export_one(
     hand_back(collect=False)
     held = hold_back(model)
     simplify(model)
+    tidy(model, {name for names in modules.values() for name in names})
     if calibration is not None:
         from exporter.targets.openvino.activations import round_activations
 
@@ -189,7 +194,9 @@ def write_graph(
     from exporter.targets.openvino.weights import keep_linear_weights
 
     size = component_size(component, static) if static else None
-    graph = build(component, static=size, dtype="float32", attention=ATTENTION, progress=progress)
+    graph = build(
+        component, static=size, dtype="float32", attention=ATTENTION, opset=OPSET, progress=progress
+    )
     keep_linear_weights(graph)
     source = write(graph, scratch / component.name, link=True, progress=progress)[0]
     return source, same_values(graph)
