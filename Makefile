@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-EXTRAS ?= onnx,openvino,genai,coreml,jax,cluster,dev
+EXTRAS ?= onnx,openvino,genai,coreml,jax,cluster,video,dev
 STAMP   = $(VENV)/.installed
 
 # The machine's cores are split between test processes; each library gets one.
