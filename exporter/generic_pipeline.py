@@ -56,7 +56,7 @@ def paint(
     pipeline: Any,
     prompts: Sequence[str],
     *,
-    seed: int,
+    seed: int | Sequence[int],
     steps: int,
     guidance: float | None,
     height: int | None,
@@ -90,7 +90,8 @@ def paint(
         raise UsageError(f"A {kind} paints in one size only; leave out --height and --width.")
     high, wide, _ = native_size(pipeline)
     painted = []
-    for prompt in prompts:
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    for prompt, one in zip(prompts, seeds, strict=True):
         progress.start(f"painting “{prompt}”", None)
         result = pipeline(
             **arguments(
@@ -99,7 +100,7 @@ def paint(
                 height=height or high,
                 width=width or wide,
                 steps=steps,
-                generators=[torch.Generator("cpu").manual_seed(seed)],
+                generators=[torch.Generator("cpu").manual_seed(one)],
                 guidance=guidance,
                 further={"output_type": "pil"},
             )

@@ -86,8 +86,9 @@ def load(
                 hint="Give it to `exporter convert`, which fuses it into what it writes.",
             )
         artifact = at_size(Artifact.open(path), height, width)
-        settings = {"precision_hint": precision_hint, "trust": trust, "spread": spread}
-        return from_artifact(artifact, device=device, **settings)
+        return from_artifact(
+            artifact, device=device, precision_hint=precision_hint, trust=trust, spread=spread
+        )
     return from_checkpoint(str(source), device=device, revision=revision, **intake)
 
 
