@@ -172,28 +172,6 @@ def test_diffusers_opens_the_test_file(flow_folders: dict[str, Path], tmp_path: 
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in opened.state_dict().items())
 
 
-@pytest.mark.full
-def test_diffusers_opens_the_test_file_of_flux(tmp_path: Path) -> None:
-    """At the one width that its conversion knows: half a billion numbers in a block of each kind."""
-    from diffusers import FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    config = {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 8, "pooled_projection_dim": 8}
-    with torch.device("meta"):
-        made = FluxTransformer2DModel(guidance_embeds=True, **config)
-    made.save_config(tmp_path / "config")
-    state = {n: torch.rand(t.shape, dtype=torch.bfloat16) for n, t in made.state_dict().items()}
-    path = tmp_path / "flux.safetensors"
-    original_layout.save(original_layout.flux(state, dict(made.config)), path)
-    opened = FluxTransformer2DModel.from_single_file(
-        str(path), config=str(tmp_path / "config"), local_files_only=True, torch_dtype=torch.bfloat16
-    )
-    assert set(opened.state_dict()) == set(state)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in opened.state_dict().items())
-    mine = resolve(path).stored("transformer")
-    assert set(mine) == set(state) and all(torch.equal(mine[n].load(), t) for n, t in state.items())
-
-
 @pytest.mark.parametrize("prefix", [original_layout.PREFIX, ""])
 def test_a_transformer_alone(flow_folders: dict[str, Path], tmp_path: Path, prefix: str) -> None:
     folder = flow_folders["flux"]
