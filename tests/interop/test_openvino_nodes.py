@@ -15,7 +15,7 @@ pytest.importorskip("optimum.intel")
 
 from tests.interop.openvino_artifacts import make
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.full]  # 50 s of CPU; `test_tidy.py` counts in the quick tier
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
