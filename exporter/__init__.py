@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exporter.parity import Report
     from exporter.progress import Progress
     from exporter.publish import Pushed
+    from exporter.techniques import Named
 
 __all__ = ["__version__", "convert", "diff", "inspect", "load", "push", "verify"]
 
@@ -44,6 +45,7 @@ def convert(
     config: str | None = None,
     tokenizer: str | None = None,
     allow_pickle: bool = False,
+    techniques: Sequence[Named] = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion:
@@ -60,6 +62,7 @@ def convert(
         textual_inversions: Files with embeddings of new tokens.
         config / tokenizer: Folders that tell what a single file does not say.
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
+        techniques: What the artifact is to carry: `"fused-qkv"`, `{"deep-cache": {"interval": 3}}` …
         options: The target's options (`dtype`, `static`, …).
 
     Raises:
@@ -88,6 +91,7 @@ def convert(
             "allow_pickle": allow_pickle,
         },
         hash_source=True,
+        techniques=techniques,
     )
     return conversion.convert(plan, overwrite=overwrite, progress=progress, use_cache=use_cache)
 

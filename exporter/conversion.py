@@ -18,6 +18,7 @@ from exporter.artifact import (
     FileRecord,
     Manifest,
     SourceRecord,
+    TechniqueRecord,
     hash_files,
     write_text_atomic,
 )
@@ -99,6 +100,7 @@ def convert(
             target=plan.target,
             source=_source_record(plan, hashed, notes, report_progress),
             options=plan.options,
+            techniques=[TechniqueRecord.model_validate(each) for each in plan.techniques],
             recipe=dict(recipe) if recipe is not None else None,
             tools=tool_versions(),
             components=records,

@@ -44,6 +44,7 @@ def components_of(checkpoint: Checkpoint) -> list[Component]:
 
     Raises:
         CheckpointError: No family module knows the pipeline class, or a config is missing.
+        UsageError: They cannot carry a technique that the checkpoint is to be exported with.
     """
     module = FAMILIES.get(checkpoint.pipeline_class)
     if module is None:
@@ -52,7 +53,12 @@ def components_of(checkpoint: Checkpoint) -> list[Component]:
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, a family this version does not convert "
             f"(it converts: {known})."
         )
-    return import_module(module).components(checkpoint)
+    found: list[Component] = import_module(module).components(checkpoint)
+    if checkpoint.techniques:
+        from exporter.architectures.baked import bake
+
+        return bake(found, checkpoint.techniques)
+    return found
 
 
 def encoded_names(checkpoint: Checkpoint) -> tuple[str, ...]:

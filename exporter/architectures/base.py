@@ -104,6 +104,11 @@ class Component:
         renames: Maps a stored weight name (old checkpoints) to the module's name, or None to drop it.
         rows: Rows of a call to one picture: two where guidance runs both prompts at once.
         multiple: Latent cells by which it divides each side of a picture: patches, or a UNet's levels.
+        derive: Makes of the stored weights, by the names they are stored under, those that the module has
+            where it has others (projections that were joined).
+        variant: What a technique made of it, as text that tells it from every other; part of its digest.
+        reference: Computes the same by the library's own code; what artifacts are judged against, where it
+            is not this component itself.
     """
 
     name: str
@@ -122,6 +127,11 @@ class Component:
     renames: Callable[[str], str | None] = field(default=lambda name: name)
     rows: int = 1
     multiple: int = 1
+    derive: Callable[[Mapping[str, StoredTensor]], Mapping[str, StoredTensor]] = field(
+        default=lambda stored: stored
+    )
+    variant: str = ""
+    reference: Component | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -146,19 +156,19 @@ class Component:
         return replace(self, checkpoint=self.checkpoint.unattached()).holding(self.weights)
 
     def holding(self, weights: dict[str, StoredTensor]) -> Component:
-        """The component with other weights, in the reference too."""
-        other = replace(self)
+        """The component with other weights, which it is its own reference for."""
+        other = replace(self, reference=None)
         # Cached properties: given a value, they are never read from the checkpoint.
         other.__dict__["weights"] = other.__dict__["reference_weights"] = weights
         return other
 
     def _in_use(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-        result = {}
+        renamed = {}
         for stored_name, tensor in stored.items():
             name = self.renames(stored_name)
             if name is not None and (not self.used or name.startswith(self.used)):
-                result[INNER + name] = tensor
-        return result
+                renamed[name] = tensor
+        return {INNER + name: tensor for name, tensor in self.derive(renamed).items()}
 
     @property
     def parameters(self) -> int:
@@ -222,7 +232,10 @@ class Component:
     @cached_property
     def weights_digest(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of the reference's weights, and the config."""
+        if self.reference is not None:
+            return hashlib.sha256(f"{self.variant} {self.reference.weights_digest}".encode()).hexdigest()
         digest = hashlib.sha256(repr(sorted(self.config.items())).encode())
+        digest.update(self.variant.encode())
         digest.update(self.checkpoint.reference_digest(self.folder).encode())
         for name, tensor in sorted(self.reference_weights.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())

@@ -62,7 +62,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
             for g, image in enumerate(painted.images)
         ]
     is_text = component.name.startswith("text_encoder")
-    if component.name in DENOISERS:
+    if component.folder in DENOISERS:
         groups = sorted({call.order[0] for call in calls})
         chosen = []
         for group in groups:
@@ -72,7 +72,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
     seen: dict[str, Inputs] = {}
     for number, call in enumerate(calls):
         label = call.label
-        if component.name in DENOISERS:
+        if component.folder in DENOISERS:
             label = f"{label} (t={float(call.inputs['timestep'].reshape(-1)[0]):g})"
         if is_text:
             label = f"{label}, text {sum(c.order == call.order for c in calls[: number + 1])}"

@@ -45,13 +45,17 @@ def plan_of(
     Args:
         size: `(pictures, height, width)` where an artifact's shapes are baked; None is the native size.
         prompts: None or nothing takes `default_prompts`.
+        steps: More are taken where a technique's graphs are not all called in so few.
     """
     from exporter.architectures import components_of
+    from exporter.architectures.baked.driving import driver_of
     from exporter.parity.painting import Plan
 
     native = components_of(checkpoint)[0].native
     batch, height, width = size or (1, native.height, native.width)
     chosen = tuple(prompts or default_prompts(checkpoint))
+    driver = driver_of(checkpoint.techniques)
+    steps = max(steps, driver.least_steps if driver is not None else 1)
     return Plan(chosen, steps, seed, int(height), int(width), int(batch))
 
 

@@ -246,6 +246,7 @@ class Painting(Part):
         psnr_db / ssim: Artifact against reference; the twin's beside them.
         pictures: PNG files beside the report: reference, artifact, difference.
         original_psnr_db: Of a quantised artifact: against the picture of the unquantised model.
+        plain_psnr_db: Of an artifact that carries a lossy technique: against the model's without it.
     """
 
     prompt: str
@@ -258,6 +259,7 @@ class Painting(Part):
     twin_psnr_db: float | None = None
     twin_ssim: float | None = None
     original_psnr_db: float | None = None
+    plain_psnr_db: float | None = None
     amplification: float = 1.0
     pictures: dict[str, str] = Field(default_factory=dict)
 
@@ -275,7 +277,7 @@ class PipelineRun(Part):
 
 
 class PipelineReport(Part):
-    """The whole pipeline: same noise, same scheduler."""
+    """The whole pipeline: same noise, same scheduler. `techniques` are those that the artifact carries."""
 
     pipeline_class: str
     scheduler: str
@@ -289,6 +291,7 @@ class PipelineReport(Part):
     notes: list[str] = Field(default_factory=list)
     scheme: str | None = None
     min_psnr: float | None = None
+    techniques: list[str] = Field(default_factory=list)
 
 
 class Settings(Part):

@@ -7,6 +7,7 @@ from pathlib import Path
 from exporter.artifact import Artifact, Manifest
 from exporter.checkpoints import Checkpoint, resolve
 from exporter.errors import ArtifactError, CheckpointError
+from exporter.techniques import bake
 
 
 def check_bytes(artifact: Artifact) -> None:
@@ -39,6 +40,8 @@ def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool
 
     Raises:
         ArtifactError: It cannot be found, or is another revision or has other weights.
+        UsageError, BackendMissing: This version does not know a technique that the artifact carries, or needs
+            a package to judge it.
     """
     source = artifact.manifest.source
     wanted = against or source.source
@@ -65,7 +68,8 @@ def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool
         from exporter.checkpoints.overlays import lay_again
 
         checkpoint = lay_again(checkpoint, source.overlays, allow_pickle=allow_pickle)
-    return checkpoint
+    manifest = artifact.manifest
+    return bake([{each.name: each.options} for each in manifest.techniques], manifest.target, checkpoint)
 
 
 def check_same(manifest: Manifest, checkpoint: Checkpoint) -> None:

@@ -248,9 +248,9 @@ class _Job:
         return plan_of(self.checkpoint, static, prompts=s.prompts, steps=s.steps, seed=s.seed)
 
     def _paint_reference(
-        self, components: Sequence[Component] | None = None
+        self, components: Sequence[Component] | None = None, checkpoint: Checkpoint | None = None
     ) -> tuple[Painted | None, str | None]:
-        """The reference's run; with `components`, of these."""
+        """The reference's run; with `components`, of these; with `checkpoint`, of another one."""
         from exporter.parity.painting import supported
         from exporter.parity.reference import paint_reference
 
@@ -258,7 +258,7 @@ class _Job:
             return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
         tick = self._task("reference run", self.paint_ticks)
         painted = paint_reference(
-            self.checkpoint, self.plan, cache=self.cache, tick=tick, components=components
+            checkpoint or self.checkpoint, self.plan, cache=self.cache, tick=tick, components=components
         )
         return painted, None
 
@@ -338,6 +338,7 @@ class _Job:
         openers: dict[str, dict[str, Opened]],
         default_runs: list[Run],
     ) -> PipelineReport:
+        from exporter.parity.cost import plain_of
         from exporter.parity.painting import used
         from exporter.parity.quantised import note_schemes
         from exporter.parity.whole import compare_pipelines
@@ -360,6 +361,7 @@ class _Job:
         if note_schemes(report, self.records):  # the graph is judged by a pipeline with the same weights
             original, (painted, _) = painted, self._paint_reference(components)
             assert painted is not None
+        plain = plain_of(self.checkpoint, report, lambda other: self._paint_reference(None, other)[0])
         for mode in modes:
             chosen = {n: openers[n].get(mode) or openers[n]["graph"] for n in report.exported if openers[n]}
             tick = self._task(f"pipeline ({mode})", 2 * self.paint_ticks)
@@ -375,6 +377,7 @@ class _Job:
                 cache=self.cache,
                 tick=tick,
                 original=original,
+                plain=plain,
             )
             run.gates = gates[mode]
             run.stated = mode == "default" and any(r.stated for r in default_runs)
