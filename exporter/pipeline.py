@@ -29,6 +29,7 @@ from exporter.sizes import at_size
 from exporter.stand_ins import ExportedTextEncoder, ExportedTransformer, ExportedUNet, ExportedVae
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 from exporter.targets.torch_module import torch_device
+from exporter.techniques import carried
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,8 +135,8 @@ def from_artifact(
             except ArtifactError as error:
                 store.refused(error.message)
         runners[record.name] = target.open(artifact.root, record, options)
-    carried = [(each.name, each.options) for each in artifact.manifest.techniques]
-    pipeline = assemble(artifact.root, artifact.manifest.source.pipeline_class, runners, carried)
+    techniques = carried(artifact.manifest)
+    pipeline = assemble(artifact.root, artifact.manifest.source.pipeline_class, runners, techniques)
     pipeline.exporter_notes, pipeline.exporter_compiled = store.reasons, used
     pipeline.exporter_runners = runners
     return pipeline

@@ -107,6 +107,8 @@ class Component:
         derive: Makes of the stored weights, by the names they are stored under, those that the module has
             where it has others (projections that were joined).
         variant: What a technique made of it, as text that tells it from every other; part of its digest.
+        beside: The component before it that has most of the same weights, where there is one: a format may
+            keep them once.
         reference: Computes the same by the library's own code; what artifacts are judged against, where it
             is not this component itself.
     """
@@ -131,6 +133,7 @@ class Component:
         default=lambda stored: stored
     )
     variant: str = ""
+    beside: str | None = None
     reference: Component | None = None
 
     @property

@@ -257,10 +257,8 @@ class _Job:
         if not supported(self.checkpoint):
             return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
         tick = self._task("reference run", self.paint_ticks)
-        painted = paint_reference(
-            checkpoint or self.checkpoint, self.plan, cache=self.cache, tick=tick, components=components
-        )
-        return painted, None
+        source = checkpoint or self.checkpoint
+        return paint_reference(source, self.plan, cache=self.cache, tick=tick, components=components), None
 
     def _component(
         self, record: ComponentRecord, painted: Painted | None

@@ -39,7 +39,8 @@ def write_diffusers_files(
     """
     files = [write_json(staging / "model_index.json", model_index(checkpoint, components))]
     for component in components:
-        files.append(write_json(staging / component.name / "config.json", portable(component.config)))
+        if component.beside is None:
+            files.append(write_json(staging / component.name / "config.json", portable(component.config)))
     for folder in weightless_folders(checkpoint):
         for path in sorted((checkpoint.root / folder).iterdir()):
             if path.suffix in SMALL_SUFFIXES and path.is_file():

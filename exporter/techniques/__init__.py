@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from exporter.errors import UsageError
+from exporter.errors import ArtifactError, UsageError
 from exporter.techniques.base import Technique, Undo, together
 
 if TYPE_CHECKING:
+    from exporter.artifact import Manifest
     from exporter.checkpoints import Checkpoint
 
 Named = str | Mapping[str, Mapping[str, Any]]
@@ -49,6 +50,10 @@ WHERE = {
     "group-offload": "group_offload:GroupOffload",
 }
 """Name → module and class below this package. Nothing is imported before it is asked for."""
+
+
+ONE_OF = frozenset({"token-merging", "deep-cache", "t-gate"})
+"""Of these an artifact carries one: each replaces the denoiser's graph by its own."""
 
 
 def names() -> list[str]:
@@ -144,7 +149,26 @@ def bake(given: Sequence[Named], target: str, checkpoint: Checkpoint) -> Checkpo
     if not given:
         return checkpoint
     found = check(given, target, checkpoint.component_classes, checkpoint.pipeline_class)
+    several = [each.name for each in found if each.name in ONE_OF]
+    if len(several) > 1:
+        raise UsageError(f"An artifact carries one of {' and '.join(several)}, not both.")
     return checkpoint.exported_with((each.name, each.model_dump(mode="json")) for each in found)
+
+
+def carried(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
+    """The techniques of an artifact, with all their options.
+
+    Raises:
+        ArtifactError: One that this version does not know.
+    """
+    try:
+        found = parse([{each.name: each.options} for each in manifest.techniques])
+    except UsageError as error:
+        raise ArtifactError(
+            f"The artifact carries a technique that this version does not know: {error.message}",
+            hint="Update exporter, or convert again.",
+        ) from error
+    return [(each.name, each.model_dump(mode="json")) for each in found]
 
 
 def named(text: str) -> Named:
@@ -166,6 +190,11 @@ def named(text: str) -> Named:
         except yaml.YAMLError as error:
             raise UsageError(f"{value!r} in {text!r} is no value.") from error
     return {name: options} if options else name
+
+
+def spelled(name: str, options: Mapping[str, Any]) -> str:
+    """What `named` reads: `deep-cache:interval=3,branch=0`."""
+    return name + (":" if options else "") + ",".join(f"{key}={value}" for key, value in options.items())
 
 
 def described(name: str, options: Mapping[str, Any]) -> str:
@@ -201,5 +230,5 @@ def apply(pipeline: Any, given: Sequence[Named]) -> Undo:
 
 __all__ = [
     "Named", "Technique", "Undo",
-    "apply", "bake", "check", "described", "kind", "named", "names", "parse",
+    "apply", "bake", "carried", "check", "described", "kind", "named", "names", "parse", "spelled",
 ]  # fmt: skip

@@ -25,7 +25,6 @@ class TokenMerging(Technique):
     packages: ClassVar[tuple[str, ...]] = ("tomesd",)
     baked_packages: ClassVar[tuple[str, ...]] = ("tomesd",)
     targets: ClassVar[frozenset[str]] = PYTORCH | GRAPHS
-    excludes: ClassVar[frozenset[str]] = frozenset()
     effect: ClassVar = "lossy"
     how_much: ClassVar[str] = "Grows with the ratio; fine detail goes first. Pays above 512×512 only."
     stage: ClassVar[int] = 2

@@ -26,6 +26,9 @@ WHERE = {
 IN_THE_RUNNER = frozenset({"vae-tiling", "vae-slicing"})
 """Techniques that change no component: `exporter run` does them."""
 
+SEVERAL_GRAPHS = frozenset({"deep-cache", "t-gate"})
+"""Techniques that make two graphs of the denoiser: `driving.DRIVERS` calls them."""
+
 
 def bake(components: Sequence[Component], techniques: Sequence[Given]) -> list[Component]:
     """The components with the techniques in them; what stands for the denoiser keeps its place.

@@ -68,6 +68,7 @@ def bake(component: Component, *, interval: int, branch: int) -> list[Component]
     shallow = replace(
         component,
         name=SHALLOW,
+        beside=component.name,
         inputs=(*inputs, kept),
         construct=construct,
         derive=derive,

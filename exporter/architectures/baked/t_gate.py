@@ -64,6 +64,7 @@ def bake(component: Component, *, gate: int) -> list[Component]:
     gated = replace(
         component,
         name=GATED,
+        beside=component.name,
         inputs=inputs,
         construct=construct,
         derive=derive,
@@ -71,7 +72,8 @@ def bake(component: Component, *, gate: int) -> list[Component]:
         variant=f"{said} {GATED}",
         rows=1,  # guidance has nothing left to tell apart
     )
-    as_library = replace(gated, construct=build, derive=component.derive)
+    plain = component.reference or component
+    as_library = replace(gated, construct=plain.construct, derive=plain.derive)
     return [full, replace(gated, reference=as_library)]
 
 

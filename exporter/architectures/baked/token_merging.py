@@ -36,13 +36,13 @@ def bake(component: Component, *, ratio: float, max_downsample: int) -> list[Com
             hint=f"Take at most {max(1, 2 ** (levels - 2))}.",
         )
     share = share_of(ratio)
-    build, options = component.construct, {"ratio": ratio, "max_downsample": max_downsample}
+    plain = component.reference or component
+    build = plain.construct
 
     def patched() -> Any:
         return by_tomesd(build(), ratio, max_downsample)
 
-    said = variant(component, "token-merging", **options)
-    plain = component.reference or component
+    said = variant(component, "token-merging", ratio=ratio, max_downsample=max_downsample)
     merging = replace(
         component,
         adapt=adapter("MergingUNet", room="baked.merging", share=share, deepest=max_downsample),
