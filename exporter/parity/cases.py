@@ -220,3 +220,8 @@ def synthetic(component: Component, count: int = 3) -> list[Inputs]:
         )
         for n in range(count)
     ]
+
+
+def cases_of(component: Component, painted: Painted | None, samples: int) -> list[Inputs]:
+    """Captured cases; synthetic ones where nothing was painted, or no step of the run calls the component."""
+    return (captured(component, painted, samples) if painted else []) or synthetic(component)

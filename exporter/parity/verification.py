@@ -264,7 +264,7 @@ class _Job:
         self, record: ComponentRecord, painted: Painted | None
     ) -> tuple[ComponentReport, list[Inputs], dict[str, Opened]]:
         from exporter.parity.budget import evaluate, layouts_of
-        from exporter.parity.cases import captured, synthetic, untraced
+        from exporter.parity.cases import cases_of, untraced
         from exporter.parity.measure import Opened, hints_of, measure, replay
         from exporter.parity.quantised import is_quantised, restore, rounds_activations
         from exporter.parity.vocabulary import vocabulary
@@ -284,7 +284,7 @@ class _Job:
             return report, [], {}
         component = self.target.shipped(full)
         report.class_name = component.class_name
-        cases = captured(component, painted, self.settings.samples) if painted else synthetic(component)
+        cases = cases_of(component, painted, self.settings.samples)
         cases += untraced(component, cases, record.inputs)
         cases += vocabulary(component, cases, record.inputs)
         hints = hints_of(record, self.settings.precision_hint)

@@ -17,7 +17,7 @@ def share_data(first: Path, other: Path, path: Path) -> Path:
     """Move a graph to `path` beside `first`, with its weights in the data file of that one.
 
     Weights are the same where their bytes are; what the first lacks is appended to its file, which it does
-    not notice. The files of `other` are deleted.
+    not notice. The files of `other` are deleted, and its folder.
 
     Args:
         first / other: Graph files with all their data in one file each, `<name>_data` beside them.
@@ -48,6 +48,7 @@ def share_data(first: Path, other: Path, path: Path) -> Path:
     path.write_bytes(model.SerializeToString(deterministic=True))
     source.unlink()
     other.unlink()
+    other.parent.rmdir()
     return target
 
 

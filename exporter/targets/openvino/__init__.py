@@ -87,6 +87,7 @@ class OpenVinoTarget(Target):
         share_constants(first.entry, other.entry)
         path = first.entry.with_name(f"{first.entry.stem}_{suffix}.xml")
         other.entry.rename(path)
+        other.entry.parent.rmdir()
         return replace(other, entry=path, files=(path, weights_of(path)))
 
     def computes_in_float16(self, options: Options) -> bool:
