@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exporter.parity import Report
     from exporter.progress import Progress
     from exporter.publish import Pushed
+    from exporter.techniques import Named
 
 __all__ = ["__version__", "convert", "diff", "inspect", "load", "push", "verify"]
 
@@ -46,6 +47,7 @@ def convert(
     tokenizer: str | None = None,
     base: str | None = None,
     allow_pickle: bool = False,
+    techniques: Sequence[Named] = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion:
@@ -64,6 +66,7 @@ def convert(
         config / tokenizer: Folders that tell what a single file does not say.
         base: Folder or Hub id that has the parts which a single file lacks (text encoders, VAE).
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
+        techniques: What the artifact is to carry: `"fused-qkv"`, `{"deep-cache": {"interval": 3}}` …
         options: The target's options (`dtype`, `static`, …).
 
     Raises:
@@ -94,6 +97,7 @@ def convert(
             "allow_pickle": allow_pickle,
         },
         hash_source=True,
+        techniques=techniques,
     )
     return conversion.convert(plan, overwrite=overwrite, progress=progress, use_cache=use_cache)
 

@@ -149,6 +149,13 @@ class SourceRecord(Record):
     notes: list[str] = Field(default_factory=list)
 
 
+class TechniqueRecord(Record):
+    """An acceleration technique that the artifact carries (`exporter.techniques`), with all its options."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class PeakRecord(Record):
     """The value of a component that came closest to what its dtype holds (`targets.base.Peak`)."""
 
@@ -186,6 +193,7 @@ class Manifest(Record):
     target: str
     source: SourceRecord
     options: dict[str, Any] = Field(default_factory=dict)
+    techniques: list[TechniqueRecord] = Field(default_factory=list)
     recipe: dict[str, Any] | None = None
     tools: dict[str, str] = Field(default_factory=dict)
     components: list[ComponentRecord] = Field(default_factory=list)

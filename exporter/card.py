@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import Artifact
+from exporter.techniques import spelled
 
 if TYPE_CHECKING:
     from exporter.artifact import Manifest
@@ -147,6 +148,8 @@ def command(artifact: Artifact) -> str:
         if isinstance(value, list):  # a size, or names
             text = ("x" if all(isinstance(one, int) for one in value) else ",").join(map(str, value))
         parts += ["--option", f"{name}={text}"]
+    for each in manifest.techniques:
+        parts += ["--technique", spelled(each.name, each.options)]
     return shlex.join(parts)
 
 

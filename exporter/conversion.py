@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from exporter.artifact import (
     FileRecord,
     Manifest,
     SourceRecord,
+    TechniqueRecord,
     hash_files,
     write_text_atomic,
 )
@@ -105,6 +106,7 @@ def convert(
             target=plan.target,
             source=_source_record(plan, hashed, notes, report_progress),
             options=plan.options,
+            techniques=[TechniqueRecord.model_validate(each) for each in plan.techniques],
             recipe=dict(recipe) if recipe is not None else None,
             tools=tool_versions(),
             components=records,
@@ -150,10 +152,12 @@ def _export_all(
     also when that one fails: leaving the executor waits."""
     records: list[Future[ComponentRecord]] = []
     resumed = []
+    whole = _complete_groups(plan._components, staging)
+    waiting: dict[str, tuple[Component, ExportedComponent, float]] = {}  # for those that go beside it
     digests: dict[Path, Future[str]] = {}  # of all so far: two components may share files
     with ThreadPoolExecutor(1) as second:
         for component in plan._components:
-            record = staging.completed(component.name)
+            record = whole.get(component.name)
             if record is not None:
                 progress.start(f"{component.name}: complete from an earlier run")
                 progress.done()
@@ -169,14 +173,37 @@ def _export_all(
                     component, safety.options, staging.root, progress, calibration
                 )
             seconds = round(time.monotonic() - began, 3)
+            first = waiting.get(component.beside or "")
+            if first is not None:
+                suffix = component.name.removeprefix(f"{component.beside}_")
+                exported = plan._target.share(first[1], exported, suffix, staging.root)
             digests |= exported.digests
-            done = (component, exported, seconds, dict(digests))
-            records.append(second.submit(_complete, plan, safety, staging, *done))
+            waiting[component.name] = (component, exported, seconds)
+            follows = any(other.beside == component.name for other in plan._components)
+            for name in () if follows else [component.beside, component.name]:
+                if name in waiting:
+                    done = (*waiting.pop(name), dict(digests))
+                    records.append(second.submit(_complete, plan, chosen[name], staging, *done))
             gc.collect()
         progress.start("flushing to disk")
         finished = [record.result() for record in records]
         progress.done()
     return finished, resumed
+
+
+def _complete_groups(components: Sequence[Component], staging: Staging) -> dict[str, ComponentRecord]:
+    """What an earlier run finished: of components that share files all, or none."""
+    found = {c.name: staging.completed(c.name) for c in components}
+    groups: dict[str, list[str]] = {}
+    for component in components:
+        groups.setdefault(component.beside or component.name, []).append(component.name)
+    return {
+        name: record
+        for names in groups.values()
+        if all(found[n] is not None for n in names)
+        for name in names
+        if (record := found[name]) is not None
+    }
 
 
 def _complete(

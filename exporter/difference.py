@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from exporter.artifact import Artifact, ComponentRecord
 from exporter.errors import UsageError
 from exporter.inspection import is_artifact
+from exporter.techniques import spelled
 
 if TYPE_CHECKING:
     from exporter.checkpoints import Checkpoint
@@ -90,6 +91,8 @@ def _artifacts(a: Artifact, b: Artifact) -> Iterator[Entry]:
     yield from _hashes("source", _by_path(one.source.files), _by_path(two.source.files))
     yield from _value("target", "target", one.target, two.target)
     yield from _mapping("option", one.options, two.options)
+    carried = [" ".join(spelled(t.name, t.options) for t in m.techniques) for m in (one, two)]
+    yield from _value("option", "techniques", *carried)
     yield from _mapping("tool", one.tools, two.tools)
     left, right = ({c.name: c for c in m.components} for m in (one, two))
     for name in dict.fromkeys([*left, *right]):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from exporter.artifact import MANIFEST, Artifact, TensorRecord, Verdict
 from exporter.errors import ArtifactError, CheckpointError, ExporterError, UsageError
+from exporter.techniques import spelled
 
 if TYPE_CHECKING:
     from exporter.architectures import Component
@@ -86,6 +87,7 @@ class Inspection(BaseModel):
         lacking: Parts that a file does not hold and `--base` could give → in words.
         bytes: Of all components together.
         state: Verification state (artifact).
+        techniques: That an artifact carries, as after `--technique`.
         program: Of an artifact that is a program: whether it is opened here.
     """
 
@@ -97,6 +99,7 @@ class Inspection(BaseModel):
     made_from: str | None = None
     target: str | None = None
     options: dict[str, object] = Field(default_factory=dict)
+    techniques: list[str] = Field(default_factory=list)
     tools: dict[str, str] = Field(default_factory=dict)
     created: str | None = None
     convertible: bool | None = None
@@ -208,6 +211,7 @@ def inspect_artifact(artifact: Artifact, *, rehash: bool = False) -> Inspection:
         pipeline_class=manifest.source.pipeline_class,
         target=manifest.target,
         options=dict(manifest.options),
+        techniques=[spelled(each.name, each.options) for each in manifest.techniques],
         tools=dict(manifest.tools),
         created=manifest.created,
         components=components,

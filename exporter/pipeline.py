@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import torch
 
 from exporter.architectures import components_of, is_generic
+from exporter.architectures.baked.driving import driver_of
 from exporter.architectures.base import whole_module
 from exporter.architectures.controlnet import control_argument, joined
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
@@ -34,6 +35,7 @@ from exporter.stand_ins_video import CLASS as VIDEO_VAE
 from exporter.stand_ins_video import ExportedVideoVae, with_statistics
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 from exporter.targets.torch_module import torch_device
+from exporter.techniques import carried
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,7 +153,8 @@ def from_artifact(
             except ArtifactError as error:
                 store.refused(error.message)
         runners[record.name] = target.open(artifact.root, record, options)
-    pipeline = assemble(artifact.root, artifact.manifest.source.pipeline_class, runners)
+    techniques = carried(artifact.manifest)
+    pipeline = assemble(artifact.root, artifact.manifest.source.pipeline_class, runners, techniques)
     pipeline.exporter_notes, pipeline.exporter_compiled = store.reasons, used
     pipeline.exporter_runners = runners
     return pipeline
@@ -163,8 +166,16 @@ def compile_seconds(pipeline: Any) -> float:
     return sum(runner.compile_seconds for runner in runners.values())
 
 
-def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> Any:
+def assemble(
+    root: Path,
+    pipeline_class: str,
+    runners: Mapping[str, Runner],
+    techniques: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> Any:
     """Put runners into the diffusers pipeline described by the small files below `root`.
+
+    Args:
+        techniques: That the artifact carries, each with its options.
 
     Raises:
         ArtifactError: A component the pipeline needs is not among the runners.
@@ -182,14 +193,19 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
         if name in known and name in runners:
             modules[name] = ExportedTextEncoder(runners[name], _config(root, name, "config.json"))
     kind = "transformer" if "transformer" in known else "unet"
-    for name in (kind, "vae_decoder", *_missing_texts(root, known, modules)):
+    driver = driver_of(techniques)
+    further = driver.further if driver is not None else ()
+    for name in (kind, *further, "vae_decoder", *_missing_texts(root, known, modules)):
         if name not in runners:
             raise ArtifactError(
                 f"The artifact has no {name}, so it cannot paint.",
                 hint="Convert again without --component.",
             )
-    stand_in = ExportedTransformer if kind == "transformer" else ExportedUNet
-    modules[kind] = stand_in(runners[kind], _config(root, kind, "config.json"))
+    config = _config(root, kind, "config.json")
+    if kind == "transformer":
+        modules[kind] = ExportedTransformer(runners[kind], config)
+    else:
+        modules[kind] = ExportedUNet(runners[kind], config, driver, {name: runners[name] for name in further})
     if "controlnet" in known:
         modules["controlnet"] = controlnet_of(root, runners)
     if "adapter" in known:
@@ -209,6 +225,8 @@ def assemble(root: Path, pipeline_class: str, runners: Mapping[str, Runner]) -> 
     absent = {*TEXT_ENCODERS, *TOKENIZERS, *ABSENT} - set(parts)
     pipeline = cls(**parts, **{name: None for name in absent if name in known})
     pipeline.set_progress_bar_config(disable=True)
+    names = [name for name, _ in techniques]
+    spare_memory(pipeline, tiling="vae-tiling" in names, slicing="vae-slicing" in names)
     return pipeline
 
 

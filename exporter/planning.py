@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exporter.architectures import Component
     from exporter.checkpoints import Checkpoint
     from exporter.targets import Options, Target
+    from exporter.techniques import Named
 
 TOOLS = (
     "torch", "diffusers", "transformers", "numpy", "onnx", "onnxscript", "onnx-ir", "onnxruntime",
@@ -63,6 +64,7 @@ class Plan:
         digest: Identity of the request, for resuming.
         overlays: What is laid over the source, as the manifest will record it.
         notes: What was assumed about the source, and what of an overlay was left out.
+        techniques: What is baked in: each with its options.
         allow_pickle: Whether the user allowed pickles to be opened.
     """
 
@@ -82,6 +84,7 @@ class Plan:
     digest: str
     overlays: list[dict[str, Any]]
     notes: list[str]
+    techniques: list[dict[str, Any]]
     allow_pickle: bool
     _checkpoint: Checkpoint = field(repr=False, compare=False)
     _components: list[Component] = field(repr=False, compare=False)
@@ -130,6 +133,7 @@ def make_plan(
     progress: Progress | None = None,
     intake: Mapping[str, Any] | None = None,
     hash_source: bool = False,
+    techniques: Sequence[Named] = (),
 ) -> Plan:
     """Check a request and say what it will take. A checkpoint of the Hub is downloaded for that.
 
@@ -138,9 +142,10 @@ def make_plan(
         intake: Further keyword arguments of `exporter.checkpoints.open_source`: how the source is opened
             and what is laid over it (allow_pickle, config, tokenizer, base, vae, loras …).
         hash_source: Begin to hash the source's files aside at once, for the conversion that follows.
+        techniques: Accelerations that the artifact is to carry, as in a recipe (`exporter.techniques`).
 
     Raises:
-        UsageError: Unknown target, option, component or destination.
+        UsageError: Unknown target, option, component or destination, or a technique that cannot be there.
         BackendMissing: The target's backend is not installed.
         CheckpointError: The source is missing or damaged.
         UnsupportedError: The target has no place for a component.
@@ -158,6 +163,10 @@ def make_plan(
     )
     check_whole(checkpoint, components)
     checkpoint.validate()
+    if techniques:
+        from exporter.techniques import bake
+
+        checkpoint = bake(techniques, target, checkpoint)
     hashed = aside(lambda: checkpoint.files) if hash_source else None
     from exporter.architectures import components_of, notes_of
 
@@ -172,21 +181,21 @@ def make_plan(
                 component.name, component.class_name, component.parameters, estimate.disk, estimate.memory
             )
         )
-    destination = output if output is not None else DEFAULT_OUTPUT / default_name(source, target, parsed)
+    usual = DEFAULT_OUTPUT / default_name(source, target, parsed, [name for name, _ in checkpoint.techniques])
     return Plan(
         source=source,
         revision=checkpoint.revision,
         variant=variant,
         pipeline_class=checkpoint.pipeline_class,
         target=target,
-        output=destination,
+        output=output or usual,
         options=parsed.model_dump(mode="json"),
         components=planned,
         disk=sum(c.disk for c in planned),
         memory=max(c.memory for c in planned),
-        free_disk=free_disk(destination),
+        free_disk=free_disk(output or usual),
         free_memory=free_memory(),
-        verify=_what_is_verified(chosen, parsed) if verify else [],
+        verify=_what_is_verified(chosen, parsed, checkpoint) if verify else [],
         digest=_digest(checkpoint, backend, parsed, chosen),
         overlays=[o.model_dump(mode="json") for o in checkpoint.overlays],
         notes=[
@@ -195,6 +204,7 @@ def make_plan(
             *backend.remarks(checkpoint, parsed),
             *baked_note(parsed.sizes(), chosen),
         ],
+        techniques=[{"name": name, "options": dict(given)} for name, given in checkpoint.techniques],
         allow_pickle=bool((intake or {}).get("allow_pickle")),
         _checkpoint=checkpoint,
         _components=chosen,
@@ -271,8 +281,8 @@ def _round(value: int, factor: int) -> int:
     return max(factor, round(value / factor) * factor)
 
 
-def default_name(source: str, target: str, options: Options) -> str:
-    """`shapes-onnx`, `shapes-onnx-float16-1x128x128` …"""
+def default_name(source: str, target: str, options: Options, techniques: Sequence[str] = ()) -> str:
+    """`shapes-onnx`, `shapes-onnx-float16-1x128x128`, `shapes-onnx-deep-cache` …"""
     base = source.removeprefix("builtin:").rstrip("/").split("/")[-1] or "model"
     for suffix in (".safetensors", ".ckpt"):
         base = base.removesuffix(suffix)
@@ -284,11 +294,12 @@ def default_name(source: str, target: str, options: Options) -> str:
         parts += [weights, *(["sym"] if getattr(options, "symmetric", None) else [])]
     if getattr(options, "activations", None):
         parts.append("activations")
+    parts += techniques
     parts += ["x".join(map(str, size)) for size in options.sizes()]
     return "-".join(parts)
 
 
-def _what_is_verified(components: list[Component], options: Options) -> list[str]:
+def _what_is_verified(components: list[Component], options: Options, checkpoint: Checkpoint) -> list[str]:
     lines = [f"{c.name} against PyTorch in float32, limit by a float64 truth" for c in components]
     if getattr(options, "weights", None):
         lines.append("every integer is the nearest to its weight; the graph computes with those integers")
@@ -301,6 +312,9 @@ def _what_is_verified(components: list[Component], options: Options) -> list[str
         lines.append(f"all of that at each of the {len(options.sizes())} sizes")
     if len(components) > 1:
         lines.append("whole pipeline: final picture and error after every step")
+    if checkpoint.techniques:
+        names = ", ".join(name for name, _ in checkpoint.techniques)
+        lines.append(f"all of that against PyTorch with {names}, whose own loss is measured beside it")
     return lines
 
 
@@ -316,6 +330,7 @@ def _digest(checkpoint: Checkpoint, target: Target, options: Options, components
         "root": str(checkpoint.root),
         "files": stats,
         "overlays": [o.model_dump(mode="json") for o in checkpoint.overlays],
+        "techniques": [(name, dict(given)) for name, given in checkpoint.techniques],
         "target": target.name,
         "options": options.model_dump(mode="json"),
         "components": [c.name for c in components],

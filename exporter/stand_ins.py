@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from exporter.architectures.baked.driving import Driver
 from exporter.architectures.controlnet import numbered
 from exporter.errors import ArtifactError, InputError, UsageError
 from exporter.targets import Runner
@@ -114,10 +115,22 @@ class _States(tuple):
 
 
 class ExportedUNet(ExportedModule):
-    """Stands for a `UNet2DConditionModel`."""
+    """Stands for a `UNet2DConditionModel`.
 
-    def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
+    Args:
+        driver: Where a technique made several graphs of it: what calls them.
+        further: The runners of these besides the first.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: Mapping[str, Any],
+        driver: Driver | None = None,
+        further: Mapping[str, Runner] | None = None,
+    ) -> None:
         super().__init__(runner, config)
+        self.driver, self.runners = driver, {"unet": runner, **(further or {})}
         self.names = {spec.name for spec in runner.inputs}
         features = self.config.get("projection_class_embeddings_input_dim")
         if features is not None:  # SDXL's pipelines look here for the number of time_ids
@@ -147,8 +160,16 @@ class ExportedUNet(ExportedModule):
         unknown = sorted(set(given) - self.names)
         if unknown:
             raise UsageError(f"The pipeline passes {unknown[0]!r}, which this artifact's unet does not take.")
-        (out,) = self.call(self.runner, **given)
+        if self.driver is not None:
+            out = self.driver(self._ask, given)
+        else:
+            (out,) = self.call(self.runner, **given)
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
+
+    def _ask(self, name: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        runner = self.runners[name]
+        outputs = self.call(runner, **{spec.name: inputs[spec.name] for spec in runner.inputs})
+        return {spec.name: value for spec, value in zip(runner.outputs, outputs, strict=True)}
 
 
 class ExportedTransformer(ExportedModule):

@@ -70,9 +70,15 @@ def components_of(checkpoint: Checkpoint) -> list[Component]:
     Raises:
         CheckpointError: diffusers has no such pipeline, or a config is missing.
         UnsupportedError: The pipeline was observed, and cannot be converted so.
+        UsageError: They cannot carry a technique that the checkpoint is to be exported with.
     """
     module = FAMILIES.get(checkpoint.pipeline_class, "exporter.architectures.generic")
-    return import_module(module).components(checkpoint)
+    found: list[Component] = import_module(module).components(checkpoint)
+    if checkpoint.techniques:
+        from exporter.architectures.baked import bake
+
+        return bake(found, checkpoint.techniques)
+    return found
 
 
 def is_generic(checkpoint: Checkpoint) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoints import Checkpoint
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def adapter(name: str, **settings: Any) -> Callable[[nn.Module], nn.Module]:
-    """A class of `_adapters` with these settings; PyTorch is loaded when it is called."""
+def adapter(name: str, *, room: str = "_adapters", **settings: Any) -> Callable[[nn.Module], nn.Module]:
+    """A class of `_adapters`, or of another module here, with these settings; PyTorch is loaded when it is
+    called."""
 
     def adapt(inner: nn.Module) -> nn.Module:
-        from exporter.architectures import _adapters
-
-        made: nn.Module = getattr(_adapters, name)(inner, **settings)
+        module = import_module(f"exporter.architectures.{room}")
+        made: nn.Module = getattr(module, name)(inner, **settings)
         return made
 
     return adapt

@@ -174,6 +174,13 @@ class Component:
         published: Gives what clients read in the exported component's `config.json` besides the
             checkpoint's own config: numbers that lie among its weights.
         varying: Symbols that are another number from one call of a run to the next: none can be baked.
+        derive: Makes of the stored weights, by the names they are stored under, those that the module has
+            where it has others (projections that were joined).
+        variant: What a technique made of it, as text that tells it from every other; part of its digest.
+        beside: The component before it that has most of the same weights, where there is one: a format may
+            keep them once.
+        reference: Computes the same by the library's own code; what artifacts are judged against, where it
+            is not this component itself.
     """
 
     name: str
@@ -195,6 +202,12 @@ class Component:
     clip: int = 1
     published: Callable[[], Mapping[str, Any]] = field(default=dict)
     varying: tuple[str, ...] = ()
+    derive: Callable[[Mapping[str, StoredTensor]], Mapping[str, StoredTensor]] = field(
+        default=lambda stored: stored
+    )
+    variant: str = ""
+    beside: str | None = None
+    reference: Component | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -219,19 +232,19 @@ class Component:
         return replace(self, checkpoint=self.checkpoint.unattached()).holding(self.weights)
 
     def holding(self, weights: dict[str, StoredTensor]) -> Component:
-        """The component with other weights, in the reference too."""
-        other = replace(self)
+        """The component with other weights, which it is its own reference for."""
+        other = replace(self, reference=None)
         # Cached properties: given a value, they are never read from the checkpoint.
         other.__dict__["weights"] = other.__dict__["reference_weights"] = weights
         return other
 
     def _in_use(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-        result = {}
+        renamed = {}
         for stored_name, tensor in stored.items():
             name = self.renames(stored_name)
             if name is not None and (not self.used or name.startswith(self.used)):
-                result[INNER + name] = tensor
-        return result
+                renamed[name] = tensor
+        return {INNER + name: tensor for name, tensor in self.derive(renamed).items()}
 
     @property
     def parameters(self) -> int:
@@ -295,7 +308,10 @@ class Component:
     @cached_property
     def weights_digest(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of the reference's weights, and the config."""
+        if self.reference is not None:
+            return hashlib.sha256(f"{self.variant} {self.reference.weights_digest}".encode()).hexdigest()
         digest = hashlib.sha256(repr(sorted(self.config.items())).encode())
+        digest.update(self.variant.encode())
         digest.update(self.checkpoint.reference_digest(self.folder).encode())
         for name, tensor in sorted(self.reference_weights.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())

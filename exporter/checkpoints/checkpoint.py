@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ class Checkpoint:
         index: The parsed `model_index.json`.
         variant: `fp16` selects `*.fp16.safetensors`; None the plain files.
         allow_pickle: Open `.bin` and `.ckpt` weights where a component has no safetensors.
+        techniques: What its components are to be exported with: (name, options) of `exporter.techniques`.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Checkpoint:
     revision: str | None = None
     variant: str | None = None
     allow_pickle: bool = False
+    techniques: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     _stores: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -177,6 +179,12 @@ class Checkpoint:
     def rounded(self, folder: str) -> frozenset[str]:
         """Layers whose exported weight is rounded once more than the reference's (a fused LoRA)."""
         return frozenset()
+
+    def exported_with(self, techniques: Iterable[tuple[str, Mapping[str, Any]]]) -> Self:
+        """The same checkpoint, whose components carry these techniques and no others."""
+        other = copy.copy(self)
+        object.__setattr__(other, "techniques", tuple(techniques))
+        return other
 
     def unattached(self) -> Self:
         """The same checkpoint, whose modules compute nothing beside their weights."""

@@ -7,7 +7,7 @@ A reshape and a cut along the first axis are still one run of bytes in the file,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -118,3 +118,23 @@ def swapped(tensor: StoredTensor) -> StoredTensor:
         return torch.cat([values[half:], values[:half]])
 
     return made(tensor.name, tensor.dtype, tensor.shape, tensor, make)
+
+
+def joined(name: str, tensors: Sequence[StoredTensor]) -> MadeTensor:
+    """Tensors below one another, along the first axis, in the dtype of the first.
+
+    Raises:
+        ValueError: They differ in their other axes.
+    """
+    first, others = tensors[0], tensors[1:]
+    if any(each.shape[1:] != first.shape[1:] for each in others):
+        raise ValueError(f"{name}: {[each.shape for each in tensors]} do not go below one another")
+
+    def make() -> torch.Tensor:
+        import torch
+
+        loaded = [each.load() for each in tensors]
+        return torch.cat([each.to(loaded[0].dtype) for each in loaded])
+
+    shape = (sum(each.shape[0] for each in tensors), *first.shape[1:])
+    return made(name, first.dtype, shape, first, make)

@@ -60,6 +60,11 @@ if TYPE_CHECKING:
     "--component", "components", multiple=True, metavar="NAME",
     help="Convert only this component; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--technique", "techniques", multiple=True, metavar="NAME[:KEY=VALUE,…]",
+    help="An acceleration that the artifact is to carry, such as fused-qkv, token-merging:ratio=0.4, "
+    "deep-cache:interval=3 or t-gate:gate=10; repeatable.",
+)  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not verify; the manifest records it.")
 @click.option(
     "--k", type=Finite(above=0), metavar="K",
@@ -78,6 +83,7 @@ def command(
     target: str,
     extras: tuple[str, ...],
     components: tuple[str, ...],
+    techniques: tuple[str, ...],
     revision: str | None,
     variant: str | None,
     no_verify: bool,
@@ -94,6 +100,7 @@ def command(
     bytes on disk against PyTorch, and the exit code is the verdict: 0 PASS, 1 FAIL, 5 INCONCLUSIVE.
     """
     from exporter.conversion import convert, make_plan
+    from exporter.techniques import named
 
     intake = intake_of(given)
     options = typed(given)
@@ -111,6 +118,7 @@ def command(
             intake=intake,
             progress=progress,
             hash_source=not dry_run,
+            techniques=[named(text) for text in techniques],
         )
     if dry_run:
         output.result(plan.as_dict(), human=lambda console: _show_plan(console, plan), quiet=str(plan.output))
@@ -165,10 +173,14 @@ def _document(result: Conversion) -> dict[str, Any]:
 
 
 def _show_plan(console: Console, plan: Plan) -> None:
+    from exporter.techniques import described
+
     console.print(f"{plan.source} ({plan.pipeline_class}) → {plan.target}: {plan.output}", soft_wrap=True)
     given = ", ".join(f"{name} {_value(value)}" for name, value in plan.options.items())
     console.print(f"options: {given}", soft_wrap=True)
     _show_intake(console, plan.overlays, plan.notes)
+    for each in plan.techniques:
+        console.print(f"technique: {described(each['name'], each['options'])}", soft_wrap=True)
     rows = [
         (c.name, c.class_name, f"{c.parameters:,}", bytes_text(c.disk), bytes_text(c.memory))
         for c in plan.components

@@ -70,6 +70,8 @@ def _show(console: Console, found: Inspection) -> None:
     if found.options:
         given = ", ".join(f"{name} {value}" for name, value in found.options.items() if value is not None)
         console.print(f"options: {given}", soft_wrap=True)
+    if found.techniques:
+        console.print(f"techniques: {', '.join(found.techniques)}", soft_wrap=True)
     rows = [
         (
             component.name,

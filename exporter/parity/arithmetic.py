@@ -199,6 +199,7 @@ class Reference:
         arithmetic: str = "float32",
         layout: str = "contiguous",
     ) -> None:
+        component = component.reference or component
         self.layout = layout
         self.component = component
         self.arithmetic = arithmetic

@@ -73,7 +73,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
     seen: dict[str, Inputs] = {}
     for number, call in enumerate(calls):
         label = call.label
-        if runs_each_step(component.name) and "timestep" in call.inputs:
+        if runs_each_step(component.folder) and "timestep" in call.inputs:
             label = f"{label} (t={float(call.inputs['timestep'].reshape(-1)[0]):g})"
         if is_text:
             label = f"{label}, text {sum(c.order == call.order for c in calls[: number + 1])}"
@@ -264,3 +264,8 @@ def synthetic(component: Component, count: int = 3) -> list[Inputs]:
         )
         for n in range(count)
     ]
+
+
+def cases_of(component: Component, painted: Painted | None, samples: int) -> list[Inputs]:
+    """Captured cases; synthetic ones where nothing was painted, or no step of the run calls the component."""
+    return (captured(component, painted, samples) if painted else []) or synthetic(component)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exporter.architectures import encoded_names, is_generic
+from exporter.architectures.baked.driving import Driver, driver_of
 from exporter.architectures.base import DENOISERS, origin, runs_each_step
 from exporter.architectures.controlnet import control_argument, is_controlnet, joined, numbered
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
@@ -105,8 +106,8 @@ METHODS = {"vae_decoder": "decode", "vae_encoder": "encode"}
 class _Ports:
     """The pipeline's modules without weights; calls go to whatever backend is open."""
 
-    def __init__(self, components: Mapping[str, Component]) -> None:
-        self.components = components
+    def __init__(self, components: Mapping[str, Component], driver: Driver | None) -> None:
+        self.components, self.driver = components, driver
         self.open: dict[str, Backend] = {}
         self.calls: dict[str, list[Call]] = {}
         self.where = ("", (0, 0))
@@ -143,8 +144,9 @@ class _Ports:
                 raise UnsupportedError(
                     f"The pipeline passes {unknown[0]!r} to {name}, which no export takes."
                 )
-            self.calls.setdefault(name, []).append(Call(inputs, *self.where))
-            outputs = self.open[name](inputs)
+            if self.driver is not None and name in DENOISERS:
+                return _Outputs({component.outputs[0].name: self.driver(self._ask, inputs).float()})
+            outputs = self._ask(name, inputs)
             named = {
                 spec.name: outputs[spec.name].float()
                 if spec.name in outputs
@@ -159,6 +161,13 @@ class _Ports:
             return _Outputs(named)
 
         return call
+
+    def _ask(self, name: str, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        """Run what is open of a component, and record the call."""
+        component = self.components[name]
+        given = {s.name: inputs[s.name].detach().to(getattr(torch, s.dtype)) for s in component.inputs}
+        self.calls.setdefault(name, []).append(Call(given, *self.where))
+        return self.open[name](given)
 
 
 def absent(component: Component, spec: TensorSpec, inputs: Tensors) -> torch.Tensor:
@@ -259,7 +268,7 @@ def paint(
 
         return generic_painting.paint(checkpoint, components, plan, open_backend, tick)
     names = used(checkpoint, [c.name for c in components])
-    ports = _Ports({c.name: c for c in components if c.name in names})
+    ports = _Ports({c.name: c for c in components if c.name in names}, driver_of(checkpoint.techniques))
     pipeline = _pipeline(checkpoint, ports.modules)
     groups = plan.groups()
     painted = Painted(calls=ports.calls)
@@ -277,7 +286,8 @@ def paint(
                 tick("text")
         with ExitStack() as stack:
             for name in names:
-                if runs_each_step(name) or name in (ADAPTER, "vae_encoder"):
+                each_step = runs_each_step(name) or ports.components[name].folder in DENOISERS
+                if each_step or name in (ADAPTER, "vae_encoder"):
                     ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 _denoise(pipeline, ports, plan, painted, g, group, embeddings[g], tick)

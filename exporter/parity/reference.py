@@ -46,14 +46,18 @@ def plan_of(
         size: `(pictures, height, width)` where an artifact's shapes are baked, of a video model perhaps with
             frames; None is the native size.
         prompts: None or nothing takes `default_prompts`.
+        steps: More are taken where a technique's graphs are not all called in so few.
     """
     from exporter.architectures import components_of
+    from exporter.architectures.baked.driving import driver_of
     from exporter.parity.painting import Plan
 
     components = components_of(checkpoint)
     native, clip = components[0].native, max(component.clip for component in components)
     batch, height, width, *rest = size or (1, native.height, native.width, native.frames)
     chosen = tuple(prompts or default_prompts(checkpoint))
+    driver = driver_of(checkpoint.techniques)
+    steps = max(steps, driver.least_steps if driver is not None else 1)
     frames = int(rest[0] if rest else clip)
     return Plan(chosen, steps, seed, int(height), int(width), int(batch), frames=frames)
 

@@ -246,6 +246,7 @@ class Painting(Part):
         psnr_db / ssim: Artifact against reference; the twin's beside them.
         pictures: PNG files beside the report: reference, artifact, difference.
         original_psnr_db: Of a quantised artifact: against the picture of the unquantised model.
+        plain_psnr_db: Of an artifact that carries a lossy technique: against the model's without it.
     """
 
     prompt: str
@@ -258,6 +259,7 @@ class Painting(Part):
     twin_psnr_db: float | None = None
     twin_ssim: float | None = None
     original_psnr_db: float | None = None
+    plain_psnr_db: float | None = None
     amplification: float = 1.0
     pictures: dict[str, str] = Field(default_factory=dict)
 
@@ -279,6 +281,7 @@ class PipelineReport(Part):
 
     Attributes:
         given: What the runs were given besides their prompts, in words: the drawings that ControlNets follow.
+        techniques: Those that the artifact carries.
     """
 
     pipeline_class: str
@@ -294,6 +297,7 @@ class PipelineReport(Part):
     notes: list[str] = Field(default_factory=list)
     scheme: str | None = None
     min_psnr: float | None = None
+    techniques: list[str] = Field(default_factory=list)
 
 
 class Settings(Part):

@@ -8,6 +8,7 @@ from exporter.artifact import Artifact, Manifest
 from exporter.checkpoints import Checkpoint, resolve
 from exporter.checkpoints.overlays.controlnet import class_below
 from exporter.errors import ArtifactError, CheckpointError
+from exporter.techniques import bake, carried
 
 
 def check_bytes(artifact: Artifact) -> None:
@@ -39,7 +40,9 @@ def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool
         allow_pickle: Open a source or an overlay that is a pickle.
 
     Raises:
-        ArtifactError: It cannot be found, or is another revision or has other weights.
+        ArtifactError: It cannot be found, is another revision or has other weights; or this version does
+            not know a technique that the artifact carries.
+        BackendMissing: A package is missing that a technique is judged with.
     """
     source = artifact.manifest.source
     wanted = against or source.source
@@ -67,7 +70,8 @@ def reference_for(artifact: Artifact, against: str | None, *, allow_pickle: bool
         from exporter.checkpoints.overlays import lay_again
 
         checkpoint = lay_again(checkpoint, source.overlays, allow_pickle=allow_pickle)
-    return checkpoint
+    techniques = [{name: options} for name, options in carried(artifact.manifest)]
+    return bake(techniques, artifact.manifest.target, checkpoint)
 
 
 def check_same(manifest: Manifest, checkpoint: Checkpoint) -> None:

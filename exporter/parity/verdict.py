@@ -19,6 +19,7 @@ from statistics import median
 
 from exporter.artifact import Verdict
 from exporter.errors import UsageError
+from exporter.parity import cost
 from exporter.parity.schema import (
     Case,
     ComponentReport,
@@ -235,7 +236,8 @@ def judge_pipeline(pipeline: PipelineReport, k: float, min_psnr: float | None = 
         failures += judge_pictures(pipeline, pipeline.min_psnr)
     if not any(run.paintings for run in pipeline.runs) and not unsure and not failures:
         unsure.append("no picture was painted")
-    pipeline.notes = notes
+    price = cost.cost_of(pipeline)
+    pipeline.notes = [*notes, price] if price else notes
     pipeline.reasons = failures + unsure
     pipeline.verdict = "FAIL" if failures else "INCONCLUSIVE" if unsure else "PASS"
 
@@ -300,7 +302,7 @@ def summarise(report: Report) -> str:
             f"{'All ' if count > 1 else ''}{count} component{'s' if count > 1 else ''} ({names}) "
             f"compute what PyTorch computes: the largest error is {worst.ratio * k:.2g} times PyTorch's own "
             f"rounding noise ({k:g} is allowed){picture}.{_sizes(report)}{of_report(report)}"
-            f"{_warning(report)}"
+            f"{cost.of_report(report)}{_warning(report)}"
         )
     parts = [(c.name, c) for c in report.components] + [("pipeline", report.pipeline)]
     guilty = [(n, p) for n, p in parts if p is not None and p.verdict == report.verdict]

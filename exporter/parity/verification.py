@@ -248,9 +248,9 @@ class _Job:
         return plan_of(self.checkpoint, static, prompts=s.prompts, steps=s.steps, seed=s.seed)
 
     def _paint_reference(
-        self, components: Sequence[Component] | None = None
+        self, components: Sequence[Component] | None = None, checkpoint: Checkpoint | None = None
     ) -> tuple[Painted | None, str | None]:
-        """The reference's run; with `components`, of these."""
+        """The reference's run; with `components`, of these; with `checkpoint`, of another one."""
         from exporter.parity.painting import supported
         from exporter.parity.reference import paint_reference
 
@@ -260,16 +260,14 @@ class _Job:
                 return None, f"{self.checkpoint.source} lacks {missing}, so it paints nothing"
             return None, f"this version cannot run a {self.checkpoint.pipeline_class} stage by stage"
         tick = self._task("reference run", self.paint_ticks)
-        painted = paint_reference(
-            self.checkpoint, self.plan, cache=self.cache, tick=tick, components=components
-        )
-        return painted, None
+        source = checkpoint or self.checkpoint
+        return paint_reference(source, self.plan, cache=self.cache, tick=tick, components=components), None
 
     def _component(
         self, record: ComponentRecord, painted: Painted | None
     ) -> tuple[ComponentReport, list[Inputs], dict[str, Opened]]:
         from exporter.parity.budget import evaluate, layouts_of
-        from exporter.parity.cases import captured, synthetic, untraced
+        from exporter.parity.cases import cases_of, untraced
         from exporter.parity.measure import Opened, hints_of, measure, replay
         from exporter.parity.quantised import is_quantised, restore, rounds_activations
         from exporter.parity.vocabulary import vocabulary
@@ -289,7 +287,7 @@ class _Job:
             return report, [], {}
         component = self.target.shipped(full)
         report.class_name = component.class_name
-        cases = captured(component, painted, self.settings.samples) if painted else synthetic(component)
+        cases = cases_of(component, painted, self.settings.samples)
         cases += untraced(component, cases, record.inputs)
         cases += vocabulary(component, cases, record.inputs)
         hints = hints_of(record, self.settings.precision_hint)
@@ -341,6 +339,7 @@ class _Job:
         openers: dict[str, dict[str, Opened]],
         default_runs: list[Run],
     ) -> PipelineReport:
+        from exporter.parity.cost import plain_of
         from exporter.parity.given import control_note
         from exporter.parity.painting import used
         from exporter.parity.quantised import note_schemes
@@ -365,6 +364,7 @@ class _Job:
         if note_schemes(report, self.records):  # the graph is judged by a pipeline with the same weights
             original, (painted, _) = painted, self._paint_reference(components)
             assert painted is not None
+        plain = plain_of(self.checkpoint, report, lambda other: self._paint_reference(None, other)[0])
         for mode in modes:
             chosen = {n: openers[n].get(mode) or openers[n]["graph"] for n in report.exported if openers[n]}
             tick = self._task(f"pipeline ({mode})", 2 * self.paint_ticks)
@@ -380,6 +380,7 @@ class _Job:
                 cache=self.cache,
                 tick=tick,
                 original=original,
+                plain=plain,
             )
             run.gates = gates[mode]
             run.stated = mode == "default" and any(r.stated for r in default_runs)

@@ -41,6 +41,7 @@ def compare_pipelines(
     cache: Path | None,
     tick: Callable[[str], None],
     original: Painted | None = None,
+    plain: Painted | None = None,
 ) -> PipelineRun:
     """Paint with the twin and with the artifact, and measure both against the reference.
 
@@ -50,6 +51,7 @@ def compare_pipelines(
         folder: Where the pictures go; None keeps none.
         cache: Folder of stored runs of the twin.
         original: What the unquantised model paints, where the reference has quantised weights.
+        plain: What the model paints without the techniques that the artifact carries.
     """
     started = time.perf_counter()
     by_name = {c.name: c for c in components}
@@ -80,12 +82,16 @@ def compare_pipelines(
             painting = _painting(reference, twin, artifact, g, row, plan.prompts[prompt], plan.seed + number)
             if original is not None and artifact is not None:
                 _, painting.original_psnr_db, _ = _picture(artifact, original.pictures(g, row), g, row)
+            if plain is not None and artifact is not None:
+                _, painting.plain_psnr_db, _ = _picture(artifact, plain.pictures(g, row), g, row)
             if folder is not None:
                 stem = f"{mode}-{number + 1}"
                 _save_pictures(painting, reference, artifact, g, row, folder, stem)
                 if original is not None:
                     whole = strip(original.pictures(g, row), frames_of(original.images[g][row]))
                     _save(painting, "original", whole, folder, stem)
+                if plain is not None:
+                    _save(painting, "plain", plain.pictures(g, row), folder, stem)
             run.paintings.append(painting)
     run.seconds = time.perf_counter() - started
     return run

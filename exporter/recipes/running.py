@@ -84,15 +84,9 @@ def plan(cell: Cell, progress: Progress | None = None) -> Plan:
     Raises:
         UsageError, BackendMissing, CheckpointError …: As `exporter.conversion.make_plan`.
     """
-    from exporter import techniques
     from exporter.conversion import make_plan
 
     recipe = cell.recipe
-    if recipe.techniques:
-        checkpoint = _checkpoint(recipe)
-        techniques.check(
-            recipe.techniques, cell.target, checkpoint.component_classes, checkpoint.pipeline_class
-        )
     return make_plan(
         recipe.model,
         cell.target,
@@ -104,6 +98,7 @@ def plan(cell: Cell, progress: Progress | None = None) -> Plan:
         verify=recipe.verify.enabled,
         progress=progress,
         intake=recipe.intake(),
+        techniques=recipe.techniques,
     )
 
 
@@ -255,6 +250,7 @@ def from_manifest(manifest: Manifest) -> Recipe:
             "variant": source.variant,
             **_intake_of(source),
             "target": manifest.target,
+            "techniques": [{each.name: each.options} for each in manifest.techniques],
             "options": options,
             "components": [c.name for c in manifest.components],
             "verify": {"enabled": not manifest.verification_skipped},

@@ -19,6 +19,11 @@ from exporter.artifact import ComponentRecord, Manifest, SizeRecord, TensorRecor
 from exporter.errors import UnsupportedError
 from exporter.frames import VIDEO_PIPELINES
 from exporter.progress import Progress
+from exporter.targets.clients import PROMPT as PROMPT
+from exporter.targets.clients import Client as Client
+from exporter.targets.clients import diffusers_code as diffusers_code
+from exporter.targets.clients import exporter_client as exporter_client
+from exporter.targets.clients import only_ours as only_ours
 from exporter.targets.integers import Calibration as Calibration
 from exporter.targets.integers import QuantisedWeight as QuantisedWeight
 from exporter.targets.integers import RoundedActivation as RoundedActivation
@@ -36,8 +41,6 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component
     from exporter.checkpoints import Checkpoint
 
-PROMPT = "a large red star at the left on a blue background"
-"""Of the code in model cards."""
 PrecisionHint = Literal["f32", "bf16", "f16", "default"]
 
 
@@ -119,25 +122,6 @@ class Peak:
     module: str | None
     peak: float
     limit: float | None
-
-
-@dataclass(frozen=True)
-class Client:
-    """How somebody runs a published artifact: a title, what to install, and code to copy.
-
-    Attributes:
-        title: The client's name.
-        install: The line that installs it, or empty.
-        language: Of the code, as Markdown names it (`python`, `sh`).
-        code: Runs as it is, in an empty folder.
-        system: Runs only there (`macOS`); empty: everywhere.
-    """
-
-    title: str
-    install: str
-    language: str
-    code: str
-    system: str = ""
 
 
 class Runner(ABC):
@@ -287,6 +271,21 @@ class Target(ABC):
             UnsupportedError: A module or operator has no route; the message names it.
         """
 
+    def share(
+        self, first: ExportedComponent, other: ExportedComponent, suffix: str, staging: Path
+    ) -> ExportedComponent:
+        """Keep weights once that two components have in common, where the format can.
+
+        Args:
+            first: Exported before; its graph file stays as it is, its weights may grow.
+            other: Moved beside it, or left as it is.
+            suffix: Of its file's name there.
+
+        Returns:
+            `other`, as it lies now.
+        """
+        return other
+
     def calibration(self, options: Options) -> Calibration | None:
         """The run whose inputs `export_calibrated` wants to see; None where it wants none."""
         return None
@@ -374,36 +373,3 @@ class Target(ABC):
             ArtifactError: The component is missing or damaged.
         """
         raise UnsupportedError(f"A {self.title} artifact has nothing to compile.")
-
-
-def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, arguments: str = "") -> str:
-    """Code that opens an artifact in a diffusers pipeline, or optimum's counterpart of one, and paints."""
-    given, starts = "", "Img2Img" in pipeline_class or "Inpaint" in pipeline_class
-    if "ControlNet" in pipeline_class or "Adapter" in pipeline_class:
-        given = f', {"control_image" if starts else "image"}=Image.open("edges.png")'
-    if starts:
-        given += ', image=Image.new("RGB", (512, 512), "navy")'
-    if "Inpaint" in pipeline_class:
-        given += ', mask_image=Image.new("L", (512, 512), 255)'
-    name = f"{prefix}{pipeline_class}"
-    if pipeline_class in VIDEO_PIPELINES:
-        return (
-            f"from {package} import {name}\nfrom diffusers.utils import export_to_gif\n"
-            f'\npipeline = {name}.from_pretrained("{repo}"{arguments})\n'
-            f'export_to_gif(pipeline("{PROMPT}").frames[0], "clip.gif")'
-        )
-    return (
-        f"from {package} import {name}\n"
-        + ("from PIL import Image\n" if given else "")
-        + f'\npipeline = {name}.from_pretrained("{repo}"{arguments})\n'
-        + f'pipeline("{PROMPT}"{given}).images[0].save("picture.png")'
-    )
-
-
-def exporter_client(repo: str, package: str, *, trust: bool = False, clip: bool = False) -> Client:
-    """`exporter run`, which opens every format; of a program, only if it is trusted."""
-    code = f'exporter run {repo} "{PROMPT}" -o {"clip.gif" if clip else "picture.png"}'
-    if trust:
-        code = f"# This artifact is a program; trust it only if you trust its author.\n{code} --trust"
-    install = f'pip install "{package}"' if "[" in package else f"pip install {package}"
-    return Client("exporter", install, "sh", code)

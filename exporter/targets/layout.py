@@ -39,8 +39,9 @@ def write_diffusers_files(
     """
     files = [write_json(staging / "model_index.json", model_index(checkpoint, components))]
     for component in components:
-        config = portable({**component.config, **component.published()})
-        files.append(write_json(staging / component.name / "config.json", config))
+        if component.beside is None:
+            config = portable({**component.config, **component.published()})
+            files.append(write_json(staging / component.name / "config.json", config))
     for folder in weightless_folders(checkpoint):
         for path in sorted((checkpoint.root / folder).iterdir()):
             if path.suffix in SMALL_SUFFIXES and path.is_file():

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from exporter.errors import UsageError
+from exporter.errors import ArtifactError, UsageError
 from exporter.techniques.base import Technique, Undo, together
+
+if TYPE_CHECKING:
+    from exporter.artifact import Manifest
+    from exporter.checkpoints import Checkpoint
 
 Named = str | Mapping[str, Mapping[str, Any]]
 WHERE = {
@@ -47,6 +51,10 @@ WHERE = {
     "group-offload": "group_offload:GroupOffload",
 }
 """Name → module and class below this package. Nothing is imported before it is asked for."""
+
+
+ONE_OF = frozenset({"token-merging", "deep-cache", "t-gate"})
+"""Of these an artifact carries one: each replaces the denoiser's graph by its own."""
 
 
 def names() -> list[str]:
@@ -130,6 +138,72 @@ def check(
     return found
 
 
+def bake(given: Sequence[Named], target: str, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, to be exported with techniques in its components.
+
+    Args:
+        given: As a recipe names them; none leaves the checkpoint as it is.
+
+    Raises:
+        UsageError, BackendMissing: As `check`.
+    """
+    if not given:
+        return checkpoint
+    found = check(given, target, checkpoint.component_classes, checkpoint.pipeline_class)
+    several = [each.name for each in found if each.name in ONE_OF]
+    if len(several) > 1:
+        raise UsageError(f"An artifact carries one of {' and '.join(several)}, not both.")
+    return checkpoint.exported_with((each.name, each.model_dump(mode="json")) for each in found)
+
+
+def carried(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
+    """The techniques of an artifact, with all their options.
+
+    Raises:
+        ArtifactError: One that this version does not know.
+    """
+    try:
+        found = parse([{each.name: each.options} for each in manifest.techniques])
+    except UsageError as error:
+        raise ArtifactError(
+            f"The artifact carries a technique that this version does not know: {error.message}",
+            hint="Update exporter, or convert again.",
+        ) from error
+    return [(each.name, each.model_dump(mode="json")) for each in found]
+
+
+def named(text: str) -> Named:
+    """A technique as the command line writes it: `deep-cache` or `deep-cache:interval=3,branch=0`.
+
+    Raises:
+        UsageError: Something else.
+    """
+    import yaml
+
+    name, colon, rest = text.partition(":")
+    options = {}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        if not (equals and key.strip() and value.strip()):
+            raise UsageError(f"{text!r} is not NAME or NAME:KEY=VALUE,KEY=VALUE.")
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{value!r} in {text!r} is no value.") from error
+    return {name: options} if options else name
+
+
+def spelled(name: str, options: Mapping[str, Any]) -> str:
+    """What `named` reads: `deep-cache:interval=3,branch=0`."""
+    return name + (":" if options else "") + ",".join(f"{key}={value}" for key, value in options.items())
+
+
+def described(name: str, options: Mapping[str, Any]) -> str:
+    """`deep-cache (interval 3, branch 0), lossy`."""
+    numbers = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{name}{f' ({numbers})' if numbers else ''}, {kind(name).effect}"
+
+
 def apply(pipeline: Any, given: Sequence[Named]) -> Undo:
     """Apply techniques to a diffusers pipeline, in the right order.
 
@@ -155,4 +229,7 @@ def apply(pipeline: Any, given: Sequence[Named]) -> Undo:
     return together(undos)
 
 
-__all__ = ["Named", "Technique", "Undo", "apply", "check", "kind", "names", "parse"]
+__all__ = [
+    "Named", "Technique", "Undo",
+    "apply", "bake", "carried", "check", "described", "kind", "named", "names", "parse", "spelled",
+]  # fmt: skip

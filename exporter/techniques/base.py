@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Undo = Callable[[], None]
 Effect = Literal["exact", "rounding", "lossy"]
 PYTORCH = frozenset({"pytorch"})
+GRAPHS = frozenset({"onnx", "openvino"})
+"""Formats whose graphs a technique of several graphs, or of sorting and gathering, is written for."""
 
 
 class Technique(BaseModel, ABC):
@@ -35,6 +37,8 @@ class Technique(BaseModel, ABC):
         pipelines: Prefixes of the pipeline classes it works on; empty is any.
         targets: Formats that carry it; `pytorch` is the diffusers pipeline itself.
         packages: Import names it needs, besides torch and diffusers.
+        baked_packages: Those that an artifact with it is made and judged with.
+        never_baked: Why a format cannot carry it, where there is more to say than that none does.
         device: `cuda` when it does nothing, or nothing good, elsewhere.
         effect: `exact` gives the same numbers, `rounding` the same up to the arithmetic's precision,
             `lossy` other pictures.
@@ -53,6 +57,8 @@ class Technique(BaseModel, ABC):
     pipelines: ClassVar[tuple[str, ...]] = ()
     targets: ClassVar[frozenset[str]] = PYTORCH
     packages: ClassVar[tuple[str, ...]] = ()
+    baked_packages: ClassVar[tuple[str, ...]] = ()
+    never_baked: ClassVar[str] = ""
     extra: ClassVar[str] = "techniques"
     device: ClassVar[Literal["any", "cuda"]] = "any"
     effect: ClassVar[Effect]
@@ -88,7 +94,9 @@ class Technique(BaseModel, ABC):
         if target not in self.targets:
             carried = ", ".join(sorted(self.targets))
             raise UsageError(
-                f"The technique {self.name} cannot be carried by the target {target}; it works on: {carried}."
+                f"The technique {self.name} cannot be carried by the target {target}; "
+                f"it works on: {carried}.",
+                hint=self.never_baked or None,
             )
         found = {"unet", "transformer"} & set(components)
         family = not self.pipelines or pipeline_class.startswith(self.pipelines)
@@ -98,7 +106,8 @@ class Technique(BaseModel, ABC):
             raise UsageError(
                 f"The technique {self.name} works on a {kinds}{only}, not on a {pipeline_class}."
             )
-        missing = [p for p in self.packages if find_spec(p) is None]
+        needed = self.packages if target in PYTORCH else self.baked_packages
+        missing = [p for p in needed if find_spec(p) is None]
         if missing:
             raise BackendMissing(
                 f"The technique {self.name} needs {', '.join(missing)}.",

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from exporter.techniques.base import Technique, Undo
+from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo
 
 
 class DeepCache(Technique):
@@ -25,6 +25,7 @@ class DeepCache(Technique):
     denoisers: ClassVar[frozenset[str]] = frozenset({"unet"})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion",)
     packages: ClassVar[tuple[str, ...]] = ("DeepCache",)
+    targets: ClassVar[frozenset[str]] = PYTORCH | GRAPHS
     effect: ClassVar = "lossy"
     how_much: ClassVar[str] = "Grows with the interval; composition stays, detail moves."
     stage: ClassVar[int] = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from exporter.techniques.base import Technique, Undo, denoiser
+from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo, denoiser
 
 
 class FusedQkv(Technique):
@@ -13,6 +13,10 @@ class FusedQkv(Technique):
     name: ClassVar[str] = "fused-qkv"
     does: ClassVar[str] = "Queries, keys and values of an attention from one matrix product."
     source: ClassVar[str] = "https://huggingface.co/docs/diffusers/optimization/fp16#fuse-projection-matrices"
+    targets: ClassVar[frozenset[str]] = PYTORCH | GRAPHS | {"torchscript", "pt2", "stablehlo"}
+    never_baked: ClassVar[str] = (
+        "Core ML's forms of attention, and clients of safetensors, want three projections."
+    )
     effect: ClassVar = "rounding"
     how_much: ClassVar[str] = "The same products; another blocking of the sums."
     stage: ClassVar[int] = 2

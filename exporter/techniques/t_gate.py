@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from exporter.errors import UsageError
-from exporter.techniques.base import Technique, Undo, denoiser
+from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo, denoiser
 
 
 class TGate(Technique):
@@ -30,6 +30,7 @@ class TGate(Technique):
     )
     denoisers: ClassVar[frozenset[str]] = frozenset({"unet"})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion",)
+    targets: ClassVar[frozenset[str]] = PYTORCH | GRAPHS
     effect: ClassVar = "lossy"
     how_much: ClassVar[str] = "Falls with a later gate; the first steps settle the composition."
     stage: ClassVar[int] = 3

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from exporter.techniques.base import Technique, Undo
+from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo
 
 
 class TokenMerging(Technique):
@@ -23,6 +23,8 @@ class TokenMerging(Technique):
     denoisers: ClassVar[frozenset[str]] = frozenset({"unet"})
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion", "LatentConsistency")
     packages: ClassVar[tuple[str, ...]] = ("tomesd",)
+    baked_packages: ClassVar[tuple[str, ...]] = ("tomesd",)
+    targets: ClassVar[frozenset[str]] = PYTORCH | GRAPHS
     effect: ClassVar = "lossy"
     how_much: ClassVar[str] = "Grows with the ratio; fine detail goes first. Pays above 512×512 only."
     stage: ClassVar[int] = 2

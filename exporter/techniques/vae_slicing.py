@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from exporter.techniques.base import Technique, Undo
+from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo
 
 
 class VaeSlicing(Technique):
@@ -15,6 +15,7 @@ class VaeSlicing(Technique):
     source: ClassVar[str] = "https://huggingface.co/docs/diffusers/optimization/memory#vae-slicing"
     effect: ClassVar = "exact"
     how_much: ClassVar[str] = "The same arithmetic; kernels may sum in another order at another batch."
+    targets: ClassVar[frozenset[str]] = PYTORCH | GRAPHS | {"torchscript", "pt2", "stablehlo"}
     stage: ClassVar[int] = 6
 
     def apply(self, pipeline: Any) -> Undo:

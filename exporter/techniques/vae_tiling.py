@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from exporter.techniques.base import Technique, Undo
+from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo
 
 
 class VaeTiling(Technique):
@@ -18,6 +18,7 @@ class VaeTiling(Technique):
         "Nothing up to one tile; beyond, group normalisation sees a tile instead of the picture: "
         "slight changes of tone between tiles."
     )
+    targets: ClassVar[frozenset[str]] = PYTORCH | GRAPHS | {"torchscript", "pt2", "stablehlo"}
     stage: ClassVar[int] = 6
 
     def apply(self, pipeline: Any) -> Undo:

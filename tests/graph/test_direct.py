@@ -97,6 +97,21 @@ def padded(x: Tensor, heads: int) -> Tensor:
     return bias.unsqueeze(1).repeat_interleave(heads, dim=0).view(x.shape[0], heads, -1, bias.shape[-1])
 
 
+def put_back(m: Call, x: Tensor) -> Tensor:
+    """Rows sorted by their largest element, half of them added to others, all put back where they were."""
+    rows = x.flatten(2).transpose(1, 2)
+    best, place = rows.max(dim=-1)
+    order = best.argsort(dim=-1, descending=True)
+    half = order.index_select(1, torch.arange(rows.shape[1] // 2))
+    moved = rows.gather(1, half[..., None].expand(-1, -1, 8))
+    total = torch.zeros_like(rows).scatter_add(1, (half // 2)[..., None].expand(-1, -1, 8), moved)
+    numbers = torch.arange(rows.shape[1]).expand_as(order)
+    rank = torch.zeros_like(order).scatter(1, order, numbers)
+    length = rows / rows.norm(dim=-1, keepdim=True)
+    counts = torch.cat([rank % x.shape[3], rank // x.shape[3], place % (place + 1)], dim=1)
+    return torch.cat([(total + length).flatten(1), counts + torch.ones_like(best[:, :1])], dim=1)
+
+
 CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "add": lambda m, x: x + x * 0.5 + 2,
     "sub_div": lambda m, x: (x - 1) / 3 - x / (x * x + 1),
@@ -163,6 +178,8 @@ CASES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     ).flatten(3),
     "unbind_one": lambda m, x: x[:, :1].unbind(1)[0],
     "splits": lambda m, x: x.flatten(2).split_with_sizes([x.shape[2], x.shape[2] * (x.shape[3] - 1)], 2)[1],
+    "equal_parts": lambda m, x: x.split(4, 1)[1] + x.split(8, 1)[0][:, :4] + x.split(3, 1)[2].mean(1, True),
+    "put_back": put_back,
     "transposed_by_words": lambda m, x: torch.einsum("nchw->nhcw", x),
     "like": lambda m, x: torch.full_like(x, 0.5) * x.type_as(x[:1]),
     "range_from": lambda m, x: torch.arange(0, x.shape[2])[:, None] * 1.0 - torch.arange(x.shape[3])[None],

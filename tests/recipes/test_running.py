@@ -89,7 +89,7 @@ def test_running_a_recipe_for_pytorch_writes_nothing(
 
 
 def test_a_technique_that_the_target_cannot_carry_is_refused_by_check(tiny: Path) -> None:
-    recipe = recipes.read(recipes.find("onnx/float32"), [f"model={tiny}", "techniques=[deep-cache]"])
+    recipe = recipes.read(recipes.find("onnx/float32"), [f"model={tiny}", "techniques=[compile]"])
     (row,) = recipes.check(recipe)
     assert row.exit_code == 2 and "cannot be carried by the target onnx" in str(row.error)
     recipe = recipes.read(recipes.find("onnx/float32"), [f"model={tiny}", "techniques=[no-such]"])

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from exporter.graph.direct.emitter import Emitter, NotCovered, Operand
-from exporter.graph.direct.layout import cat, full_like, view
+from exporter.graph.direct.layout import cat, view
 
 
 def _rank(emitter: Emitter, node: Node) -> int:
@@ -110,13 +110,6 @@ def whole_quotient(
     return emitter.emit("Div", [x, y])
 
 
-def like(value: float) -> Callable[..., Operand]:
-    def translate(emitter: Emitter, node: Node, x: Operand, **options: Any) -> Operand:
-        return full_like(emitter, node, x, value)
-
-    return translate
-
-
 TABLE: dict[str, Callable[..., Any]] = {
     "aten.flatten.using_ints": flatten,
     "aten.unflatten.int": unflatten,
@@ -125,6 +118,4 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.concatenate.default": cat,
     "aten.conv3d.default": conv3d,
     "aten.div.Tensor_mode": whole_quotient,
-    "aten.ones_like.default": like(1.0),
-    "aten.zeros_like.default": like(0.0),
 }

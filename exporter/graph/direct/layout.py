@@ -285,7 +285,6 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.view.default": view,
     "aten.reshape.default": view,
     "aten._unsafe_view.default": view,
-    "aten.flatten.using_ints": view,
     "aten.permute.default": permute,
     "aten.transpose.int": transpose,
     "aten.movedim.int": move,

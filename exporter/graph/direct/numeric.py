@@ -85,9 +85,17 @@ def _side(emitter: Emitter, argument: Any, value: Any, dtype: torch.dtype) -> Op
     if isinstance(argument, Node):
         fake = argument.meta["val"]
         if not isinstance(fake, torch.Tensor):
-            raise NotCovered("arithmetic between a tensor and a size")
+            return _size_side(emitter, argument, dtype)
         return emitter.cast(value, dtype, fake.dtype)
     return torch.tensor(value, dtype=dtype)
+
+
+def _size_side(emitter: Emitter, argument: Node, dtype: torch.dtype) -> Operand:
+    """A size as one side of arithmetic: a vector of length 1, which broadcasts beside all but scalars."""
+    current = emitter.current
+    if current is None or dtype != torch.int64 or current.meta["val"].dim() == 0:
+        raise NotCovered("arithmetic between a size and anything but a tensor of int64")
+    return emitter.size(argument)
 
 
 def _promoted(emitter: Emitter, node: Node) -> torch.dtype:

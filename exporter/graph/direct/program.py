@@ -14,7 +14,7 @@ from torch.fx import Node
 from exporter.architectures.base import Component
 from exporter.graph.attention import Attention
 from exporter.graph.capture import clean_path
-from exporter.graph.direct import clips, layout, numeric
+from exporter.graph.direct import clips, layout, numeric, selection
 from exporter.graph.direct.attention import scaled_dot_product
 from exporter.graph.direct.emitter import DTYPES, Emitter, NotCovered
 from exporter.graph.modules import SCOPES_META
@@ -30,6 +30,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     **numeric.TABLE,
     **layout.TABLE,
     **clips.TABLE,
+    **selection.TABLE,
     "aten.scaled_dot_product_attention.default": scaled_dot_product,
 }
 SIZE_ARITHMETIC = {

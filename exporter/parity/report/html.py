@@ -153,6 +153,7 @@ def _running_maximum(values: list[float]) -> list[float]:
 
 def _images(painting: Painting, folder: Path) -> list[dict[str, str]]:
     captions = {
+        "plain": "PyTorch, without the technique",
         "original": "PyTorch, weights unquantised",
         "reference": "PyTorch, weights as quantised" if painting.original_psnr_db else "PyTorch reference",
         "artifact": "artifact",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,7 @@ from exporter.targets.base import (
     RunOptions,
     Target,
     diffusers_code,
+    only_ours,
 )
 from exporter.targets.onnx.options import OnnxOptions
 
@@ -55,6 +57,17 @@ class OnnxTarget(Target):
 
         return export(component, OnnxOptions.of(options), staging, progress)
 
+    def share(
+        self, first: ExportedComponent, other: ExportedComponent, suffix: str, staging: Path
+    ) -> ExportedComponent:
+        from exporter.targets.onnx.sharing import share_data
+
+        if first.sizes or first.entry.parent == other.entry.parent:  # several have one; transformers.js
+            return other
+        path = first.entry.with_name(f"{first.entry.stem}_{suffix}.onnx")
+        data = share_data(first.entry, other.entry, path)
+        return replace(other, entry=path, files=(path, data))
+
     def computes_in_float16(self, options: Options) -> bool:
         return options.dtype == "float16"
 
@@ -77,7 +90,7 @@ class OnnxTarget(Target):
         if manifest.options.get("naming") == "transformers.js":  # optimum wants a folder a component
             return super().clients(repo, manifest)
         kind = manifest.source.pipeline_class
-        if kind in WITHOUT_OPTIMUM or "ControlNet" in kind or "Adapter" in kind:
+        if kind in WITHOUT_OPTIMUM or "ControlNet" in kind or "Adapter" in kind or only_ours(manifest):
             return super().clients(repo, manifest)
         code = diffusers_code("optimum.onnxruntime", "ORT", kind, repo)
         optimum = Client("optimum", 'pip install "optimum-onnx[onnxruntime]"', "python", code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +21,7 @@ from exporter.targets.base import (
     RunOptions,
     Target,
     diffusers_code,
+    only_ours,
 )
 from exporter.targets.openvino.options import OpenVinoOptions
 
@@ -81,6 +83,19 @@ class OpenVinoTarget(Target):
 
         return export(component, OpenVinoOptions.of(options), staging, progress, calibration)
 
+    def share(
+        self, first: ExportedComponent, other: ExportedComponent, suffix: str, staging: Path
+    ) -> ExportedComponent:
+        from exporter.targets.openvino.sharing import share_constants, weights_of
+
+        if first.sizes:
+            return other
+        share_constants(first.entry, other.entry)
+        path = first.entry.with_name(f"{first.entry.stem}_{suffix}.xml")
+        other.entry.rename(path)
+        other.entry.parent.rmdir()
+        return replace(other, entry=path, files=(path, weights_of(path)))
+
     def computes_in_float16(self, options: Options) -> bool:
         checked = OpenVinoOptions.of(options)
         made_for = {checked.dtype, checked.precision_hint}
@@ -119,6 +134,8 @@ class OpenVinoTarget(Target):
         return found
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        if only_ours(manifest):
+            return super().clients(repo, manifest)
         kind = manifest.source.pipeline_class
         if (
             "ControlNet" in kind or "Adapter" in kind

@@ -28,7 +28,7 @@ def share_constants(first: Path, other: Path) -> int:
     appended to its file, which `first` does not notice.
 
     Args:
-        first / other: `.xml` files of one folder, each with its `.bin`.
+        first / other: `.xml` files, each with its `.bin`. The second is opened beside the first.
 
     Returns:
         The number of bytes that were appended.

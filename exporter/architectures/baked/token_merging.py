@@ -1,0 +1,78 @@
+"""Token merging (ToMe) in the graph: similar tokens are one for self-attention, and several again behind it.
+
+The reference is the library's module patched by `tomesd`, the package of the paper's authors. It keeps the
+top left token of every 2×2 square, with no random choice; so do we.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from exporter.architectures._parts import adapter
+from exporter.architectures.baked import variant
+from exporter.architectures.base import Component
+from exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MANY = 1 << 16
+"""Tokens up to which a share of them is counted as `tomesd` counts it."""
+
+
+def bake(component: Component, *, ratio: float, max_downsample: int) -> list[Component]:
+    """The UNet with merging blocks down to a level.
+
+    Raises:
+        UsageError: Another kind of attention, or a level whose sides may be odd.
+    """
+    levels = len(component.config["block_out_channels"])
+    if 2 * max_downsample > 2 ** (levels - 1):
+        raise UsageError(
+            f"The technique token-merging merges squares of 2×2 tokens: at max_downsample {max_downsample} "
+            f"the sides of this UNet's {levels} levels may be odd.",
+            hint=f"Take at most {max(1, 2 ** (levels - 2))}.",
+        )
+    share = share_of(ratio)
+    plain = component.reference or component
+    build = plain.construct
+
+    def patched() -> Any:
+        return by_tomesd(build(), ratio, max_downsample)
+
+    said = variant(component, "token-merging", ratio=ratio, max_downsample=max_downsample)
+    merging = replace(
+        component,
+        adapt=adapter("MergingUNet", room="baked.merging", share=share, deepest=max_downsample),
+        variant=said,
+        reference=replace(plain, construct=patched, variant=f"{said} by tomesd"),
+    )
+    return [merging]
+
+
+def share_of(ratio: float) -> tuple[int, int]:
+    """(numerator, denominator) so that `n * numerator // denominator` is `int(n * ratio)`, as tomesd has it.
+
+    Raises:
+        UsageError: There is none for this ratio.
+    """
+    share = Fraction(ratio).limit_denominator(1000)
+    counts = range(4, MANY, 4)
+    if any(int(n * ratio) != n * share.numerator // share.denominator for n in counts):
+        raise UsageError(
+            f"The technique token-merging: a graph cannot count a share of {ratio!r}.",
+            hint="Take a ratio such as 0.3 or 0.5.",
+        )
+    return share.numerator, share.denominator
+
+
+def by_tomesd(module: nn.Module, ratio: float, max_downsample: int) -> nn.Module:
+    """A UNet of the library, patched by the package."""
+    import tomesd
+
+    patched: nn.Module = tomesd.apply_patch(
+        module, ratio=ratio, max_downsample=max_downsample, use_rand=False
+    )
+    return patched
