@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.argument("action", type=click.Choice(["info", "clear"]))
 @click.option(
-    "--room", "names", multiple=True, type=click.Choice(["skeletons", "parity"]),
+    "--room", "names", multiple=True, type=click.Choice(["skeletons", "parity", "recordings"]),
     help="Only this part of the cache; repeatable.",
 )  # fmt: skip
 @click.pass_obj
@@ -39,6 +39,8 @@ def command(output: Output, /, action: str, names: tuple[str, ...]) -> None:
     EXPORTER_CACHE_LIMIT (500MB, 2GB, …) changes that, and 0 keeps none.
 
     parity: what the PyTorch reference computed for verifications.
+
+    recordings: the calls of pipelines that no module is written for, as they were observed.
 
     The folder is $EXPORTER_CACHE, or exporter in $XDG_CACHE_HOME or ~/.cache.
     """
