@@ -14,7 +14,7 @@ from exporter.checkpoints import StoredTensor, resolve
 from exporter.checkpoints.derived import held
 from exporter.checkpoints.original import families, text, unet, vae
 from exporter.checkpoints.single_file import part, text_weights
-from exporter.errors import CheckpointError
+from exporter.errors import CheckpointError, UnsupportedError
 from tests import original_layout
 from tests.checkpoints.conftest import Judge
 from tests.families import make
@@ -241,7 +241,7 @@ def test_other_inputs_are_another_pipeline(tiny: Path, tmp_path: Path, channels:
         unet = next(c for c in components_of(single) if c.name == "unet")
         assert unet.inputs[0].dims[1] == channels
     else:
-        with pytest.raises(CheckpointError, match=f"StableDiffusion{kind}Pipeline, a family"):
+        with pytest.raises(UnsupportedError, match=f"StableDiffusion{kind}Pipeline does not run"):
             components_of(single)
 
 

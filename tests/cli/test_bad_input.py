@@ -124,7 +124,7 @@ def test_truncated_safetensors(copy: Path, tmp_path: Path) -> None:
 def test_a_family_that_is_not_known(copy: Path, tmp_path: Path) -> None:
     index = (copy / "model_index.json").read_text()
     (copy / "model_index.json").write_text(index.replace("StableDiffusionPipeline", "DreamPipeline"))
-    convert(copy, tmp_path / "out").failed(3, "DreamPipeline", "StableDiffusionPipeline")
+    convert(copy, tmp_path / "out").failed(3, "DreamPipeline", "generic route", "model_index.json")
 
 
 def test_output_folder_that_exists(tiny: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def test_info_and_clear(folder: Path) -> None:
     assert [(r["name"], r["files"], r["bytes"]) for r in document["rooms"]] == [
         ("skeletons", 1, 5000),
         ("parity", 0, 0),
+        ("recordings", 0, 0),
     ]
     assert invoke("cache", "clear", "--room", "parity", "--json").document["rooms"][0]["bytes"] == 0
     assert invoke("cache", "clear", "-q").stdout == "5000\n"
