@@ -26,6 +26,7 @@ cli = VerbGroup(
         Verb("push", "Publish a verified artifact on the Hub, with a model card."),
         Verb("diff", "Say how two artifacts, or an artifact and a checkpoint, differ."),
         Verb("doctor", "Show what is installed, what is missing, and the hardware."),
+        Verb("new-architecture", "Begin the module of a pipeline family and its tests."),
         Verb("demo", "Convert, verify and paint the embedded model; write a page."),
     ),
     help=(
