@@ -77,11 +77,12 @@ def test_clear_leaves_what_is_not_of_the_cache(folder: Path) -> None:
     assert [(room.name, room.files, room.bytes) for room in cache.info()] == [
         ("skeletons", 1, 5),
         ("parity", 2, 6),
+        ("recordings", 0, 0),
     ]
     assert [(room.files, room.bytes) for room in cache.clear([PARITY])] == [(2, 6)]
     assert cache.read(SKELETONS, "a") == b"graph"
-    assert [room.bytes for room in cache.clear()] == [5, 0]
-    assert [room.files for room in cache.info()] == [0, 0]
+    assert [room.bytes for room in cache.clear()] == [5, 0, 0]
+    assert [room.files for room in cache.info()] == [0, 0, 0]
     assert (folder / "letter.txt").exists() and (PARITY.folder / "letter.txt").exists()
 
 
@@ -90,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(folder: Path) -> None:
     folder.write_text("a file where the folder should be")
     cache.write(SKELETONS, "a", b"graph")
     assert cache.read(SKELETONS, "a") is None
-    assert [room.files for room in cache.info()] == [0, 0]
+    assert [room.files for room in cache.info()] == [0, 0, 0]
 
 
 def test_writers_at_once_leave_one_whole_file(folder: Path) -> None:
