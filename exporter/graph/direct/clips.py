@@ -1,4 +1,4 @@
-"""Operators that came with video models: 3-D convolutions, repeats, joining and splitting of unknown axes.
+"""Operators that came with video models: repeats, joining and splitting of unknown axes.
 
 Each function takes the emitter, the traced node, and the node's arguments with tensors replaced by what
 they became. Semantics are those of torch's `aten` operators of that name.
@@ -71,34 +71,6 @@ def repeat_interleave(
     return _around(emitter, tiled, axis, axis + 1, [-1], rank + 1)
 
 
-def conv3d(
-    emitter: Emitter,
-    node: Node,
-    x: Operand,
-    weight: Operand,
-    bias: Operand | None = None,
-    stride: Any = (1, 1, 1),
-    padding: Any = (0, 0, 0),
-    dilation: Any = (1, 1, 1),
-    groups: int = 1,
-) -> Operand:
-    if isinstance(padding, str):
-        raise NotCovered("convolution with padding by name")
-    kernel = list(emitter.fake(node.args[1]).shape[2:])
-    stride, padding, dilation = (list(n) * (3 // len(n)) for n in (stride, padding, dilation))
-    return emitter.emit(
-        "Conv",
-        [x, weight] if bias is None else [x, weight, bias],
-        {
-            "kernel_shape": kernel,
-            "strides": stride,
-            "pads": [*padding, *padding],
-            "dilations": dilation,
-            "group": groups,
-        },
-    )
-
-
 def whole_quotient(
     emitter: Emitter, node: Node, x: Operand, y: Operand, rounding_mode: str | None = None
 ) -> Operand:
@@ -116,6 +88,5 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.repeat.default": repeat,
     "aten.repeat_interleave.self_int": repeat_interleave,
     "aten.concatenate.default": cat,
-    "aten.conv3d.default": conv3d,
     "aten.div.Tensor_mode": whole_quotient,
 }

@@ -199,21 +199,23 @@ def matmul(emitter: Emitter, node: Node, x: Operand, y: Operand) -> Operand:
     return emitter.emit("MatMul", [x, y])
 
 
-def conv2d(
+def convolution(
     emitter: Emitter,
     node: Node,
     x: Operand,
     weight: Operand,
     bias: Operand | None = None,
-    stride: Any = (1, 1),
-    padding: Any = (0, 0),
-    dilation: Any = (1, 1),
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
     groups: int = 1,
 ) -> Operand:
+    """Of as many axes as the kernel has; a single number stands for all of them."""
     if isinstance(padding, str):
         raise NotCovered("convolution with padding by name")
     kernel = list(emitter.fake(node.args[1]).shape[2:])
-    stride, padding, dilation = (list(n) * (2 // len(n)) for n in (stride, padding, dilation))
+    axes = len(kernel)
+    stride, padding, dilation = (list(n) * (axes // len(n)) for n in (stride, padding, dilation))
     return emitter.emit(
         "Conv",
         [x, weight] if bias is None else [x, weight, bias],
@@ -360,7 +362,8 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.linear.default": linear,
     "aten.matmul.default": matmul,
     "aten.bmm.default": matmul,
-    "aten.conv2d.default": conv2d,
+    "aten.conv2d.default": convolution,
+    "aten.conv3d.default": convolution,
     "aten.layer_norm.default": layer_norm,
     "aten.group_norm.default": group_norm,
     "aten.masked_fill.Scalar": masked_fill,

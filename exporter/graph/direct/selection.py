@@ -67,17 +67,13 @@ def like(value: int) -> Callable[..., Operand]:
     return translate
 
 
-def whole_numbers(operator: str) -> Callable[..., Operand]:
-    """Division without a rest, or the rest, of int64 by a number or a size."""
-
-    def translate(emitter: Emitter, node: Node, x: Operand, y: Any) -> Operand:
-        if node.meta["val"].dtype != torch.int64:
-            raise NotCovered(f"{node.target} of anything but int64")
-        number = node.args[1]
-        tensor = isinstance(number, Node) and isinstance(number.meta["val"], torch.Tensor)
-        return emitter.emit(operator, [x, y if tensor else emitter.size(number)])
-
-    return translate
+def remainder(emitter: Emitter, node: Node, x: Operand, y: Any) -> Operand:
+    """Of int64, with the sign of the divisor, by a number or a size."""
+    if node.meta["val"].dtype != torch.int64:
+        raise NotCovered(f"{node.target} of anything but int64")
+    number = node.args[1]
+    tensor = isinstance(number, Node) and isinstance(number.meta["val"], torch.Tensor)
+    return emitter.emit("Mod", [x, y if tensor else emitter.size(number)])
 
 
 def split(emitter: Emitter, node: Node, x: Operand, size: Any, axis: int = 0) -> list[Operand]:
@@ -106,7 +102,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "aten.expand_as.default": expand_as,
     "aten.ones_like.default": like(1),
     "aten.zeros_like.default": like(0),
-    "aten.remainder.Scalar": whole_numbers("Mod"),
-    "aten.remainder.Tensor": whole_numbers("Mod"),
+    "aten.remainder.Scalar": remainder,
+    "aten.remainder.Tensor": remainder,
     "aten.split.Tensor": split,
 }
