@@ -13,13 +13,13 @@ from exporter.card import CARD, make_card
 from exporter.checkpoints.hub import ask, is_hub_id
 from exporter.checkpoints.patience import Patience
 from exporter.errors import NetworkError, UsageError, VerificationFailed, VerificationInconclusive
+from exporter.parity.schema import REPORT_FOLDER
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 
 T = TypeVar("T")
-REPORT_FOLDER = "verification"
 
 
 @dataclass(frozen=True)

@@ -8,34 +8,32 @@ the other over all prompts, so that one component at a time is open.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from exporter.architectures import encoded_names, is_generic
-from exporter.architectures.baked.driving import Driver, driver_of
-from exporter.architectures.base import DENOISERS, origin, runs_each_step
-from exporter.architectures.controlnet import control_argument, is_controlnet, joined, numbered
+from exporter.architectures.baked.driving import driver_of
+from exporter.architectures.base import DENOISERS, runs_each_step
+from exporter.architectures.controlnet import control_argument, joined
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.calls import at_the_size_asked_for, watched
 from exporter.errors import UnsupportedError
-from exporter.parity.arithmetic import Tensors
 from exporter.parity.clips import decoded, in_one
 from exporter.parity.given import given_to
+from exporter.parity.ports import Backend as Backend
+from exporter.parity.ports import Call as Call
+from exporter.parity.ports import OpenBackend as OpenBackend
+from exporter.parity.ports import Ports
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.architectures.base import Component, TensorSpec
+    from exporter.architectures.base import Component
     from exporter.checkpoints import Checkpoint
-
-Backend = Callable[[Tensors], Tensors]
-OpenBackend = Callable[[str], AbstractContextManager[Backend]]
-"""Opens the backend of a component by its name; leaving the context frees it."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,6 @@ class Plan:
 
 
 @dataclass
-class Call:
-    """One recorded call of a component: float32 inputs by name, and where it happened."""
-
-    inputs: Tensors
-    label: str
-    order: tuple[int, int]
-
-
-@dataclass
 class Painted:
     """What one run left behind.
 
@@ -97,129 +86,6 @@ class Painted:
         other."""
         picture = in_one(self.images[group][row])
         return (picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).double().numpy()
-
-
-METHODS = {"vae_decoder": "decode", "vae_encoder": "encode"}
-"""Of components that are not their module's `forward`."""
-
-
-class _Ports:
-    """The pipeline's modules without weights; calls go to whatever backend is open."""
-
-    def __init__(self, components: Mapping[str, Component], driver: Driver | None) -> None:
-        self.components, self.driver = components, driver
-        self.open: dict[str, Backend] = {}
-        self.calls: dict[str, list[Call]] = {}
-        self.where = ("", (0, 0))
-        self.modules: dict[str, Any] = {
-            n: c.meta_module().inner for n, c in components.items() if n != "vae_encoder"
-        }
-        for name, component in components.items():
-            module = self.modules["vae_decoder" if name == "vae_encoder" else name]
-            setattr(module, METHODS.get(name, "forward"), self._route(component, module))
-
-    def _route(self, component: Component, module: Any) -> Callable[..., Any]:
-        name = component.name
-        if name in METHODS:  # a decorator hides the names of their parameters
-            signature = inspect.signature(lambda self, x, temb=None, return_dict=True, generator=None: None)
-        else:
-            signature = inspect.signature(type(module).forward)
-        renamed = {"x": component.inputs[0].name, "temb": "timestep"} if name in METHODS else {}
-        harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
-        harmless |= {"guess_mode"} if is_controlnet(name) else set()  # never on here
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(None, *args, **kwargs).arguments
-            bound |= bound.pop("added_cond_kwargs", None) or {}
-            said = {k: v for k, v in bound.items() if not (v is None or (isinstance(v, dict) and not v))}
-            given = {renamed.get(key, key): value for key, value in numbered(said).items()}
-            inputs = {}
-            for spec in component.inputs:
-                if spec.name not in given:
-                    raise UnsupportedError(f"The pipeline calls {name} without {spec.name!r}.")
-                value = torch.as_tensor(given.pop(spec.name))
-                inputs[spec.name] = value.detach().to(getattr(torch, spec.dtype))
-            unknown = sorted(set(given) - harmless)
-            if unknown:
-                raise UnsupportedError(
-                    f"The pipeline passes {unknown[0]!r} to {name}, which no export takes."
-                )
-            if self.driver is not None and name in DENOISERS:
-                return _Outputs({component.outputs[0].name: self.driver(self._ask, inputs).float()})
-            outputs = self._ask(name, inputs)
-            named = {
-                spec.name: outputs[spec.name].float()
-                if spec.name in outputs
-                else absent(component, spec, inputs)
-                for spec in component.outputs
-            }
-            if is_controlnet(name):
-                *down, middle = named.values()
-                return down, middle
-            if name == ADAPTER:
-                return list(named.values())
-            return _Outputs(named)
-
-        return call
-
-    def _ask(self, name: str, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        """Run what is open of a component, and record the call."""
-        component = self.components[name]
-        given = {s.name: inputs[s.name].detach().to(getattr(torch, s.dtype)) for s in component.inputs}
-        self.calls.setdefault(name, []).append(Call(given, *self.where))
-        return self.open[name](given)
-
-
-def absent(component: Component, spec: TensorSpec, inputs: Tensors) -> torch.Tensor:
-    """Stands for an output that the format does not have: NaN, so that a pipeline that reads it shows."""
-    sizes = {
-        dim: size
-        for given in component.inputs
-        for dim, size in zip(given.dims, inputs[given.name].shape, strict=True)
-    }
-    shape = [
-        dim if isinstance(dim, int) else -(-sizes[origin(dim)[0]] // origin(dim)[1]) for dim in spec.dims
-    ]
-    return torch.full(shape, math.nan)
-
-
-class _Outputs(tuple):
-    """A tuple that also has the attribute names pipelines use."""
-
-    named: Tensors
-
-    def __new__(cls, named: Tensors) -> _Outputs:
-        self = super().__new__(cls, [v for n, v in named.items() if not n.startswith("hidden_states.")])
-        self.named = named
-        return self
-
-    @property
-    def last_hidden_state(self) -> torch.Tensor:
-        return self.named["last_hidden_state"]
-
-    @property
-    def pooler_output(self) -> torch.Tensor:
-        return self.named["pooler_output"]
-
-    @property
-    def hidden_states(self) -> list[torch.Tensor]:
-        return [value for name, value in self.named.items() if name.startswith("hidden_states.")]
-
-    @property
-    def sample(self) -> torch.Tensor:
-        return self[0]
-
-    @property
-    def latent_dist(self) -> Any:
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-        if "latent_parameters" not in self.named:  # pipelines ask with hasattr, then for `latents`
-            raise AttributeError("latent_dist")
-        return DiagonalGaussianDistribution(self.named["latent_parameters"])
-
-    @property
-    def latents(self) -> torch.Tensor:
-        return self.named["latent_sample"]
 
 
 def supported(checkpoint: Checkpoint) -> bool:
@@ -268,7 +134,7 @@ def paint(
 
         return generic_painting.paint(checkpoint, components, plan, open_backend, tick)
     names = used(checkpoint, [c.name for c in components])
-    ports = _Ports({c.name: c for c in components if c.name in names}, driver_of(checkpoint.techniques))
+    ports = Ports({c.name: c for c in components if c.name in names}, driver_of(checkpoint.techniques))
     pipeline = _pipeline(checkpoint, ports.modules)
     groups = plan.groups()
     painted = Painted(calls=ports.calls)
@@ -340,7 +206,7 @@ def _scaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def _denoise(
-    pipeline: Any, ports: _Ports, plan: Plan, painted: Painted, g: int, group: list[int],
+    pipeline: Any, ports: Ports, plan: Plan, painted: Painted, g: int, group: list[int],
     embeddings: Mapping[str, torch.Tensor | None], tick: Callable[[str], None],
 ) -> None:  # fmt: skip
     states: list[torch.Tensor] = []

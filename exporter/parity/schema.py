@@ -20,6 +20,7 @@ from exporter.parity.parts import SizeReport as SizeReport
 
 REPORT_VERSION = 1
 REPORT_NAME = "report.json"
+REPORT_FOLDER = "verification"
 
 Judged = Literal["relative_l2", "max_abs"]
 
