@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.families import vae
+from tests.parts import vae
 from tests.tiny import make_t5_tokenizer
 
 

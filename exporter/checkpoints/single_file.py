@@ -7,17 +7,16 @@ is judged against goes another way: there diffusers' own conversion names the te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from exporter.artifact import FileRecord, hash_file
 from exporter.checkpoints import pickled
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
 from exporter.checkpoints.derived import held
+from exporter.checkpoints.one_file import OneFileCheckpoint, Tensors
 from exporter.checkpoints.original import families, flow, unet, vae
 from exporter.checkpoints.original.families import Family
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
@@ -25,65 +24,15 @@ from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.single_configs import Configs, part, text_weights
 from exporter.checkpoints.small_files import folder_of
 from exporter.errors import CheckpointError, UsageError
-from exporter.hashing import sha256_of
-
-Tensors = Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleFileCheckpoint(Checkpoint):
+class SingleFileCheckpoint(OneFileCheckpoint):
     """Attributes:
-    path: The file.
     family: What it holds.
-    assumed: What could not be read from the file, in sentences.
-    extras: How it was opened (config, tokenizer, pickle), to open it so again.
     """
 
-    path: Path
     family: Family
-    tensors: Tensors = field(repr=False, compare=False)
-    assumed: tuple[str, ...] = ()
-    extras: Mapping[str, Any] = field(default_factory=dict)
-    _theirs: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.assumed
-
-    @property
-    def opened_with(self) -> Mapping[str, Any]:
-        return self.extras
-
-    @cached_property
-    def files(self) -> list[FileRecord]:
-        small = [hash_file(p, self.root) for p in sorted(self.root.rglob("*")) if p.is_file()]
-        whole = FileRecord(path=self.path.name, sha256=sha256_of(self.path), bytes=self.path.stat().st_size)
-        return [*small, whole]
-
-    def weight_files(self, folder: str) -> list[Path]:
-        return [self.path]
-
-    def stored(self, folder: str) -> dict[str, StoredTensor]:
-        if folder not in self._stores:
-            self._stores[folder] = self._mapped(folder)
-        return self._stores[folder]
-
-    def reference_stored(self, folder: str) -> dict[str, StoredTensor]:
-        """The tensors as diffusers' own single-file conversion names them.
-
-        Raises:
-            CheckpointError: It cannot convert this file.
-        """
-        if folder not in self._theirs:
-            try:
-                converted = self._converted(folder)
-            except Exception as error:  # whatever it stumbles over, there is then no reference
-                raise CheckpointError(
-                    f"diffusers' own conversion of {self.source} failed on {folder!r} "
-                    f"({type(error).__name__}), so there is nothing to judge against."
-                ) from error
-            self._theirs[folder] = {n: held(n, t, self.path) for n, t in converted.items()}
-        return self._theirs[folder]
 
     def _mapped(self, folder: str) -> dict[str, StoredTensor]:
         if folder == "unet":
@@ -96,7 +45,10 @@ class SingleFileCheckpoint(Checkpoint):
                 return without_layers(text_weights(self.tensors, encoder), used)
         raise CheckpointError(f"{self.source} has no component {folder!r}.")
 
-    def _converted(self, folder: str) -> dict[str, Any]:
+    def _converted(self, folder: str) -> dict[str, StoredTensor]:
+        return {name: held(name, tensor, self.path) for name, tensor in self._named(folder).items()}
+
+    def _named(self, folder: str) -> dict[str, Any]:
         from diffusers.loaders import single_file_utils as theirs
 
         if folder in ("unet", "vae"):

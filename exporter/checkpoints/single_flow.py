@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from exporter.artifact import FileRecord, hash_file
+from exporter.artifact import FileRecord
 from exporter.checkpoints.checkpoint import Checkpoint, read_json
 from exporter.checkpoints.derived import held
+from exporter.checkpoints.one_file import OneFileCheckpoint, Tensors
 from exporter.checkpoints.original import tables, theirs, vae
 from exporter.checkpoints.original.flow import Flow, TextPart
 from exporter.checkpoints.safetensors_file import StoredTensor
@@ -26,37 +27,19 @@ from exporter.checkpoints.small_files import folder_of
 from exporter.errors import CheckpointError
 from exporter.hashing import sha256_of
 
-Tensors = Mapping[str, StoredTensor]
-
 
 @dataclass(frozen=True, kw_only=True)
-class FlowFileCheckpoint(Checkpoint):
+class FlowFileCheckpoint(OneFileCheckpoint):
     """Attributes:
-    path: The file.
     flow: What it holds.
     base: Where the parts in `borrowed` come from.
     absent: Parts that come from nowhere: folder → in words.
-    assumed: What could not be read from the file, in sentences.
-    extras: How it was opened (config, tokenizer, base, pickle), to open it so again.
     """
 
-    path: Path
     flow: Flow
-    tensors: Tensors = field(repr=False, compare=False)
     base: Checkpoint | None = None
     borrowed: tuple[str, ...] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
-    assumed: tuple[str, ...] = ()
-    extras: Mapping[str, Any] = field(default_factory=dict)
-    _theirs: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.assumed
-
-    @property
-    def opened_with(self) -> Mapping[str, Any]:
-        return self.extras
 
     @property
     def lacking(self) -> Mapping[str, str]:
@@ -75,14 +58,12 @@ class FlowFileCheckpoint(Checkpoint):
     @cached_property
     def files(self) -> list[FileRecord]:
         """The small files, the file itself, and the weights that the base gives."""
-        small = [hash_file(p, self.root) for p in sorted(self.root.rglob("*")) if p.is_file()]
-        whole = FileRecord(path=self.path.name, sha256=sha256_of(self.path), bytes=self.path.stat().st_size)
         lent = [
             FileRecord(path=f"{folder}/{p.name}", sha256=sha256_of(p), bytes=p.stat().st_size)
             for folder in self.borrowed
             for p in self._lender.weight_files(folder)
         ]
-        return [*small, whole, *lent]
+        return [*self._own_files(), *lent]
 
     @property
     def _lender(self) -> Checkpoint:
@@ -90,32 +71,17 @@ class FlowFileCheckpoint(Checkpoint):
         return self.base
 
     def weight_files(self, folder: str) -> list[Path]:
-        return self._lender.weight_files(folder) if folder in self.borrowed else [self.path]
+        return self._lender.weight_files(folder) if folder in self.borrowed else super().weight_files(folder)
 
     def stored(self, folder: str) -> dict[str, StoredTensor]:
-        if folder in self.borrowed:
-            return self._lender.stored(folder)
-        if folder not in self._stores:
-            self._stores[folder] = self._mapped(folder)
-        return self._stores[folder]
+        return self._lender.stored(folder) if folder in self.borrowed else super().stored(folder)
 
     def reference_stored(self, folder: str) -> dict[str, StoredTensor]:
-        """The tensors as diffusers' own single-file conversion names and cuts them.
-
-        Raises:
-            CheckpointError: It cannot convert this file.
-        """
-        if folder in self.borrowed:
-            return self._lender.reference_stored(folder)
-        if folder not in self._theirs:
-            try:
-                self._theirs[folder] = self._converted(folder)
-            except Exception as error:  # whatever it stumbles over, there is then no reference
-                raise CheckpointError(
-                    f"diffusers' own conversion of {self.source} failed on {folder!r} "
-                    f"({type(error).__name__}), so there is nothing to judge against."
-                ) from error
-        return self._theirs[folder]
+        return (
+            self._lender.reference_stored(folder)
+            if folder in self.borrowed
+            else super().reference_stored(folder)
+        )
 
     def _encoder(self, folder: str) -> TextPart:
         for encoder in self.flow.texts:

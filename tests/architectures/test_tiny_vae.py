@@ -17,7 +17,8 @@ from exporter.conversion import convert, make_plan
 from exporter.errors import CheckpointError, UnsupportedError
 from exporter.pipeline import from_checkpoint, load, paint
 from tests.architectures.test_families import changed
-from tests.families import make, tiny_vae
+from tests.families import make
+from tests.parts import tiny_vae
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from exporter.architectures.base import no_weights
-from tests.benchmarks.full_size import write_weights
+from tests.benchmarks.full_size import sdxl_unet, write_weights
 from tests.tiny import make_tokenizer
 
 VAE_BLOCKS: dict[str, Any] = {
@@ -24,26 +24,11 @@ VAE_BLOCKS: dict[str, Any] = {
 
 def make_sdxl(folder: Path, *, seed: int = 0) -> Path:
     """Write SDXL base: 3.5 billion weights in two text encoders, UNet and autoencoder, 6.9 GB."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-
-    def unet() -> nn.Module:
-        return UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            cross_attention_dim=2048,
-        )
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler
 
     parts = {
         **_clip_pair(projected=False),
-        "unet": unet,
+        "unet": sdxl_unet,
         "vae": lambda: AutoencoderKL(
             sample_size=1024, latent_channels=4, scaling_factor=0.13025, **VAE_BLOCKS
         ),

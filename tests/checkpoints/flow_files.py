@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tests import original_layout
-from tests.families import text
+from tests.parts import text
 from tests.tiny import make_tokenizer
 
 FAMILIES = ("sd3", "sd35", "flux", "flux_schnell", "flux_fill")
