@@ -7,6 +7,7 @@ lines on stdout: progress events, then the outcome.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,8 +84,22 @@ def verify_in_fresh_process(
         errors = log.read()
     if outcome is not None:
         return outcome
-    last = errors.strip().splitlines()[-1] if errors.strip() else f"exit status {child.returncode}"
-    return Outcome("INCONCLUSIVE", f"the verifier stopped without a verdict ({last})")
+    return Outcome(
+        "INCONCLUSIVE", f"the verifier stopped without a verdict ({how_it_ended(child.returncode, errors)})"
+    )
+
+
+def how_it_ended(status: int, errors: str) -> str:
+    """A process' exit status or the signal that ended it, with the last line it wrote.
+
+    Of one that a signal ended, that line is whatever a library printed long before: it alone would mislead.
+    """
+    how = f"exit status {status}"
+    if status < 0:
+        known = {each.value: each.name for each in signal.Signals}
+        how = f"ended by {known.get(-status, f'signal {-status}')}"
+    lines = errors.strip().splitlines()
+    return f"{how}; last line: {lines[-1]}" if lines else how
 
 
 def _relay(child: subprocess.Popen[str], progress: Progress) -> Outcome | None:
