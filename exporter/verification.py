@@ -90,16 +90,12 @@ def verify_in_fresh_process(
 
 
 def how_it_ended(status: int, errors: str) -> str:
-    """A process' exit status or the signal that ended it, with the last line it wrote.
-
-    Of one that a signal ended, that line is whatever a library printed long before: it alone would mislead.
-    """
-    how = f"exit status {status}"
+    """Why a process ended: the signal that did it, or the last thing it said."""
     if status < 0:
-        known = {each.value: each.name for each in signal.Signals}
-        how = f"ended by {known.get(-status, f'signal {-status}')}"
-    lines = errors.strip().splitlines()
-    return f"{how}; last line: {lines[-1]}" if lines else how
+        name = signal.strsignal(-status) or f"signal {-status}"
+        memory = ": it may have run out of memory" if -status == signal.SIGKILL else ""
+        return f"its process was ended by the system, {name}{memory}"
+    return errors.strip().splitlines()[-1] if errors.strip() else f"exit status {status}"
 
 
 def _relay(child: subprocess.Popen[str], progress: Progress) -> Outcome | None:

@@ -147,8 +147,8 @@ def in_process(
     if ended.stopped:
         return failed(target, STOPPED, ended.stopped, ended.peak_mb)
     if ended.status:
-        words = log.read_text(encoding="utf-8", errors="replace") if ended.status > 0 else ""
-        how = how_it_ended(ended.status, words)  # of a crash, the log ends with a stack
+        words = log.read_text(encoding="utf-8", errors="replace")
+        how = how_it_ended(ended.status, words)
         return failed(target, ended.status, f"the process stopped: {how}", ended.peak_mb)
     result = Result.model_validate_json(ended.out.strip().splitlines()[-1])
     return result.model_copy(update={"memory": ended.peak_mb})
