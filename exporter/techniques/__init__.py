@@ -49,6 +49,9 @@ WHERE = {
     "model-offload": "model_offload:ModelOffload",
     "sequential-offload": "sequential_offload:SequentialOffload",
     "group-offload": "group_offload:GroupOffload",
+    "cuda-graph": "cuda_graph:CudaGraph",
+    "xdit": "xdit:Xdit",
+    "para-attention": "para_attention:ParaAttention",
 }
 """Name → module and class below this package. Nothing is imported before it is asked for."""
 
