@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Named = str | Mapping[str, Mapping[str, Any]]
 WHERE = {
+    "sharded-loading": "sharded_loading:ShardedLoading",
     "precision": "precision:Precision",
     "tf32": "tf32:TensorFloat32",
     "cudnn-benchmark": "cudnn_benchmark:CudnnBenchmark",

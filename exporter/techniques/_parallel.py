@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -16,13 +17,18 @@ NOT_TOGETHER = frozenset(
 
 
 def processes(name: str) -> int:
-    """How many processes paint the picture together.
+    """How many processes paint the picture together. A process that torchrun started joins its job.
 
     Raises:
         UsageError: No job of several processes was started.
     """
+    import torch
     import torch.distributed as dist
 
+    if dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if not (dist.is_available() and dist.is_initialized()):
         raise UsageError(
             f"The technique {name} runs in one process for each GPU.",
