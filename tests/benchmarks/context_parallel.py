@@ -168,8 +168,7 @@ def main() -> None:
     limit = timedelta(seconds=240)
     if CUDA:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl", device_id=here, timeout=limit)
+        dist.init_process_group("nccl", timeout=limit)  # bound to a device, xDiT's own groups fail
     else:
         dist.init_process_group("gloo", timeout=limit)
     began, first = time.monotonic(), dist.get_rank() == 0

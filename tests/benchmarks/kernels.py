@@ -17,14 +17,15 @@ import torch
 
 KINDS = {
     "collective": re.compile(r"nccl|gloo|c10d", re.I),
+    "fused": re.compile(r"triton_(?!tem|mm|convolution)"),
     "attention": re.compile(r"flash|fmha|sdpa|attention|mha_", re.I),
     "convolution": re.compile(r"conv|fprop|implicit", re.I),
     "matmul": re.compile(
-        r"gemm|cutlass|nvjet|cublas|xmma|splitk|aten::(mm|addmm|bmm|linear|baddbmm)|_mm_", re.I
+        r"gem[mv]|triton_tem|cutlass|nvjet|cublas|xmma|splitk|aten::(mm|addmm|bmm|linear|baddbmm)|_mm_", re.I
     ),
     "copy": re.compile(r"memcpy|memset|copy|catarray|transpose|nchwtonhwc|nhwctonchw", re.I),
 }
-"""The first that matches; the rest is `other`: norms, activations, and what a compiler fused of them."""
+"""The first that matches. `fused` is what a compiler made, named by what it fused; the rest is `other`."""
 Span = tuple[float, float]
 
 
