@@ -65,7 +65,7 @@ class ParaAttention(Technique):
 def _plainly_asking(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward in which attention is asked for without `enable_gqa=False`.
 
-    diffusers says it since 0.35; ParaAttention 0.3.38, its last, takes the arguments of before.
+    diffusers 0.39 says it with every call; ParaAttention 0.3.38 takes the arguments of before.
     """
     import torch.nn.functional as F
     from torch.overrides import TorchFunctionMode
