@@ -85,11 +85,11 @@ def verify_in_fresh_process(
     if outcome is not None:
         return outcome
     return Outcome(
-        "INCONCLUSIVE", f"the verifier stopped without a verdict ({_end(child.returncode, errors)})"
+        "INCONCLUSIVE", f"the verifier stopped without a verdict ({how_it_ended(child.returncode, errors)})"
     )
 
 
-def _end(status: int, errors: str) -> str:
+def how_it_ended(status: int, errors: str) -> str:
     """Why a process ended: the signal that did it, or the last thing it said."""
     if status < 0:
         name = signal.strsignal(-status) or f"signal {-status}"

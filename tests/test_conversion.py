@@ -216,7 +216,7 @@ def test_progress_is_reported_for_every_component(tiny: Path, tmp_path: Path) ->
 
 
 def test_a_verifier_that_was_killed_is_told_from_one_that_stopped() -> None:
-    assert "memory" in verification._end(-signal.SIGKILL, "a warning of some library\n")
-    assert "Segmentation fault" in verification._end(-signal.SIGSEGV, "a warning of some library\n")
-    assert verification._end(1, "Traceback\nValueError: no\n") == "ValueError: no"
-    assert verification._end(3, "") == "exit status 3"
+    assert "memory" in verification.how_it_ended(-signal.SIGKILL, "a warning of some library\n")
+    assert "Segmentation fault" in verification.how_it_ended(-signal.SIGSEGV, "a warning of some library\n")
+    assert verification.how_it_ended(1, "Traceback\nValueError: no\n") == "ValueError: no"
+    assert verification.how_it_ended(3, "") == "exit status 3"

@@ -1,48 +1,33 @@
-"""Every family × every format with a graph: converts, verifies at other sizes, paints. Slow."""
+"""Every family in the dtypes that the matrix leaves out, and at baked sizes. Slow.
+
+Cells in the default dtype are `tests/matrix/test_matrix.py`'s; these are the same cells with options.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from exporter.conversion import convert, make_plan
 from exporter.pipeline import load, paint
-from tests import test_tasks
-from tests.families import FAMILIES, make
+from tests.families import FAMILIES, VIDEO, make
+from tests.matrix.__main__ import in_process
+from tests.matrix.cells import options_of
 
 pytestmark = pytest.mark.full
-TASK = {"inpaint": ("image", "mask"), "sdxl_refiner": ("image",), "flux_fill": ("image", "mask")}
+FORMS = [("onnx", "float16"), ("openvino", "float16"), ("torchscript", "float16"), ("pt2", "float16")]
+FORMS += [("stablehlo", "bfloat16")]
+VIDEO_FORMS = [("onnx", "float16"), ("openvino", "float16"), ("pt2", "bfloat16")]
+CELLS = [(f, t, d) for f in FAMILIES for t, d in FORMS] + [(f, t, d) for f in VIDEO for t, d in VIDEO_FORMS]
 
 
-FORMS = [(t, d) for t in ("onnx", "openvino", "torchscript", "pt2") for d in ("float32", "float16")]
-FORMS += [("stablehlo", "float32"), ("stablehlo", "bfloat16")]
-
-
-@pytest.mark.parametrize(("target", "dtype"), FORMS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "target", "dtype"), CELLS)
 def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_path: Path) -> None:
-    source = make(family, tmp_path / family)
-    follows = test_tasks.TASK.get(family, "").startswith("control")
-    # JAX cannot tell one free size from half of another.
-    baked = {"static": "1x64x64"} if target == "stablehlo" and follows else {}
-    plan = make_plan(str(source), target, tmp_path / "artifact", {"dtype": dtype, **baked})
-    done = convert(plan, verify_settings={"steps": 3, "samples": 2})
-    assert done.verdict == "PASS", done.summary
-    start = Image.new("RGB", (64, 64), (200, 60, 30))
-    start.paste((20, 90, 220), (0, 0, 32, 64))
-    given: dict[str, Any] = dict.fromkeys(TASK.get(family, ()), start)
-    if follows:
-        given = test_tasks.given(test_tasks.TASK[family])
-    settings = {"steps": 4, "guidance": 5.0, **given}
-    pictures = [paint(load(path, precision_hint=hint), ["a red star"], **settings)[0]
-                for path, hint in ((done.artifact.root, "f32"), (source, None))]  # fmt: skip
-    mine, theirs = (np.asarray(picture).astype(int) for picture in pictures)
-    assert mine.shape == theirs.shape
-    assert np.abs(mine - theirs).max() <= (2 if dtype == "float32" else 24)
+    options = options_of(family, target) | {"dtype": dtype}
+    result = in_process(family, target, options, logs=tmp_path)
+    assert result.verdict == "supported", result.reason
+    assert result.options == options
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino", "pt2", "stablehlo"])

@@ -1,16 +1,18 @@
 """One cell: a tiny random checkpoint of a family, converted to one format, verified and painted with.
 
-`python -m tests.matrix.cells FAMILY TARGET` prints the result as JSON. It works in a folder of its own and
-with relative paths, so that no message holds a path of this machine.
+`python -m tests.matrix.cells FAMILY TARGET [OPTIONS]` (options as JSON) prints the result as JSON.
+It works in a folder of its own and with relative paths, so that no message holds a path of this machine.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from contextlib import chdir
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +25,9 @@ STEPS = 4
 CLOSE = {"float32": 2, "stored": 2}
 """Largest difference of two pictures, by the dtype of the weights; for narrower ones `ROUGH`."""
 ROUGH = 24
-REFUSED = ("UnsupportedError", "CheckpointError", "UsageError")
+REFUSED = (2, 3)
+"""Exit codes of the command line: the request, or what was given, cannot be done."""
+UNFORESEEN = 70
 
 
 def families() -> dict[str, Callable[[Path], Path]]:
@@ -49,42 +53,51 @@ def versions(target: str) -> dict[str, str]:
     return {name: version for name, version in tool_versions().items() if name in wanted}
 
 
-def run(family: str, target: str, folder: Path) -> Result:
-    """Fill one cell; works in `folder`."""
+def run(family: str, target: str, folder: Path, options: Mapping[str, str] | None = None) -> Result:
+    """Fill one cell; works in `folder`. A failure's traceback goes to stderr.
+
+    Args:
+        options: Instead of `options_of`.
+    """
     from exporter.errors import ExporterError
 
     started = time.monotonic()
+    chosen = dict(options_of(family, target) if options is None else options)
 
-    def result(verdict: Any, reason: str = "", **more: Any) -> Result:
+    def result(verdict: Any, exit: int, reason: str = "", **more: Any) -> Result:
         clean = " ".join(reason.replace(f"{folder}{os.sep}", "").split())
         return Result(
-            verdict=verdict, reason=clean, seconds=round(time.monotonic() - started, 1),
-            date=datetime.now(UTC).date().isoformat(), tools=versions(target),
-            options=options_of(family, target), **more,
+            verdict=verdict, reason=clean, seconds=round(time.monotonic() - started, 1), exit=exit,
+            date=datetime.now(UTC).date().isoformat(), tools=versions(target), options=chosen, **more,
         )  # fmt: skip
 
     with chdir(folder):
         source = families()[family](Path(family))
         started = time.monotonic()
         try:
-            done, converted = _convert(str(source), target, options_of(family, target))
+            done, converted = _convert(str(source), target, chosen)
         except ExporterError as error:
-            refused = type(error).__name__ in REFUSED
-            return result("refused" if refused else "fails", error.message)
+            traceback.print_exc()
+            return result(
+                "refused" if error.exit_code in REFUSED else "fails", error.exit_code, error.message
+            )
         except Exception as error:
-            return result("fails", f"{type(error).__name__}: {_first_line(error)}")
+            traceback.print_exc()
+            return result("fails", UNFORESEEN, f"{type(error).__name__}: {_first_line(error)}")
         told = {"components": converted, "noise": done.noise}
         if done.verdict != "PASS":
-            return result("fails", f"{done.verdict}: {done.summary}", **told)
+            return result("fails", 1, f"{done.verdict}: {done.summary}", **told)
         try:
             difference, limit = _paint(family, source, done.root, done.dtypes)
         except Exception as error:
-            return result("fails", f"painting: {type(error).__name__}: {_first_line(error)}", **told)
-        if difference > limit:
+            traceback.print_exc()
             return result(
-                "fails", f"the picture differs by {difference} of 255", **told, difference=difference
+                "fails", UNFORESEEN, f"painting: {type(error).__name__}: {_first_line(error)}", **told
             )
-        return result("supported", **told, difference=difference)
+        told["difference"] = difference
+        if difference > limit:
+            return result("fails", 1, f"the picture differs by {difference} of 255", **told)
+        return result("supported", 0, **told)
 
 
 class _Done:
@@ -95,8 +108,6 @@ class _Done:
 
 
 def _convert(source: str, target: str, options: dict[str, str]) -> tuple[_Done, list[str]]:
-    import json
-
     from exporter.conversion import convert, make_plan
 
     plan = make_plan(source, target, Path("artifact"), options)
@@ -161,11 +172,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    family, target = sys.argv[1:]
+    family, target, *options = sys.argv[1:]
     printed, sys.stdout = sys.stdout, sys.stderr  # libraries print
     with tempfile.TemporaryDirectory(prefix="matrix-") as scratch:
         os.environ["EXPORTER_CACHE"] = os.environ["EXPORTER_STATE"] = str(Path(scratch) / "state")
-        made = run(family, target, Path(scratch))
+        made = run(family, target, Path(scratch), json.loads(options[0]) if options else None)
     printed.write(made.model_dump_json() + "\n")
 
 

@@ -38,6 +38,10 @@ class Result(BaseModel):
         noise: Largest error in multiples of PyTorch's own rounding noise, where the verifier gave one.
         difference: Largest difference of two painted pictures, in steps of 255.
         seconds: Of the whole cell.
+        exit: What the command line would have ended with (2 and 3 are refusals, 1 a verdict other than PASS);
+            70 of an error that nobody foresaw, minus a signal's number of a process that crashed, 124 of one
+            that was stopped. None of older results.
+        memory: Largest resident memory of the cell's processes together, in MB, where it was watched.
         date: UTC.
         tools: Versions.
     """
@@ -51,6 +55,8 @@ class Result(BaseModel):
     noise: float | None = None
     difference: int | None = None
     seconds: float = 0.0
+    exit: int | None = None
+    memory: int | None = None
     date: str
     tools: dict[str, str]
 

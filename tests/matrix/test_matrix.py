@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from exporter.targets import get_target
-from tests.matrix.__main__ import main, wanted
-from tests.matrix.cells import families, run
-from tests.matrix.results import BEGIN, END, NOT_RUN, README, TARGETS, Result, Results, table, with_table
+from exporter.verification import how_it_ended
+from tests.matrix.__main__ import failed, in_process, main, take, wanted
+from tests.matrix.cells import families
+from tests.matrix.process import Ended, watched
+from tests.matrix.results import (
+    BEGIN,
+    END,
+    NOT_RUN,
+    README,
+    TARGETS,
+    Result,
+    Results,
+    Verdict,
+    table,
+    with_table,
+)
 
 
 def test_the_readme_is_made_from_the_results() -> None:
@@ -44,6 +60,8 @@ def test_results_tell_reason_date_and_versions() -> None:
             where = f"{family}/{target}"
             assert result.date and result.tools["torch"] and result.tools["diffusers"], where
             assert (result.verdict == "supported") == (not result.reason), where
+            if result.verdict == "refused":
+                assert result.exit in (None, 2, 3), where
             assert "/tmp" not in result.reason and str(Path.home()) not in result.reason, where
 
 
@@ -78,21 +96,70 @@ def test_patterns(patterns: list[str], found: bool) -> None:
 
 def test_a_cell_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results.json"
-    arguments = ["--only", "ddpm/coreml", "--results", str(results)]
+    arguments = ["--only", "ddpm/coreml", "--results", str(results), "--logs", str(tmp_path)]
     assert main(arguments) == 0
     kept = Results.read(results).get("ddpm", "coreml")
-    assert kept is not None and kept.verdict == "refused" and "unet" in kept.reason
+    assert kept is not None and kept.verdict == "refused" and "unet" in kept.reason and kept.exit == 3
     assert main(arguments) == 0
     assert "0 of 1 cells to run" in capsys.readouterr().out
     main([*arguments, "--list"])
     assert capsys.readouterr().out.startswith("ddpm/coreml\trefused\t")
 
 
+def test_results_of_another_machine_are_taken_but_its_failures(tmp_path: Path) -> None:
+    def result(verdict: Verdict, reason: str = "") -> Result:
+        return Result(verdict=verdict, reason=reason, date="2026-01-01", tools={"torch": "2"})
+
+    mine, theirs = Results(), Results()
+    mine.put("sd1", "onnx", result("supported"))
+    theirs.put("sd1", "onnx", result("fails", "No library."))
+    theirs.put("sd1", "pt2", result("supported"))
+    theirs.put("sd2", "pt2", result("supported"))
+    theirs.put("gone", "pt2", result("supported"))
+    theirs.write(tmp_path / "theirs.json")
+    main(["--take", str(tmp_path / "theirs.json"), "--results", str(tmp_path / "mine.json"), "--only", "sd1"])
+    assert Results.read(tmp_path / "mine.json").cells == {"sd1": {"pt2": result("supported")}}
+    assert take(mine, tmp_path / "theirs.json", ["sd1", "sd2"], []) == 2
+    assert mine.get("sd1", "onnx") == result("supported") and "gone" not in mine.cells
+
+
+def command(code: str, tmp_path: Path, *, seconds: float = 60, memory_mb: int = 2000) -> Ended:
+    environment = {"PATH": os.environ["PATH"]}
+    return watched(
+        [sys.executable, "-c", code], tmp_path / "logs" / "one.log",
+        folder=tmp_path, environment=environment, seconds=seconds, memory_mb=memory_mb,
+    )  # fmt: skip
+
+
+def test_a_crash_is_told_by_its_signal_and_leaves_its_log(tmp_path: Path) -> None:
+    ended = command(
+        "import os, sys; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 11)", tmp_path
+    )
+    assert ended.status == -signal.SIGSEGV and not ended.stopped
+    words = (tmp_path / "logs" / "one.log").read_text()
+    assert words == "last words\n"
+    assert "Segmentation fault" in how_it_ended(ended.status, words)
+    made = failed("onnx", ended.status, "the process stopped", ended.peak_mb)
+    assert (made.verdict, made.exit) == ("fails", -11)
+
+
+def test_a_command_that_hangs_or_grows_is_stopped_with_its_children(tmp_path: Path) -> None:
+    code = "import subprocess as s, sys; s.run([sys.executable, '-c', {!r}])"
+    hung = command(code.format("import time; time.sleep(600)"), tmp_path, seconds=1.5)
+    assert hung.stopped == "stopped after 2 s" and hung.status == -signal.SIGKILL
+    grown = command(
+        code.format("import time; x = b'1' * 400_000_000; time.sleep(600)"), tmp_path, memory_mb=300
+    )
+    assert "over the limit of 300 MB" in grown.stopped and grown.peak_mb > 300
+    ended = command("print('done')", tmp_path)
+    assert (ended.status, ended.out.strip(), ended.stopped) == (0, "done", "")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("family", families())
 def test_the_result_is_as_it_was(family: str, target: str, tmp_path: Path) -> None:
-    result = run(family, target, tmp_path)
+    result = in_process(family, target, logs=tmp_path)
     known = Results.read().get(family, target)
     assert result.verdict != "fails", result.reason
-    assert known is None or result.verdict == known.verdict, result.reason
+    assert known is None or known.verdict in (result.verdict, "fails"), result.reason

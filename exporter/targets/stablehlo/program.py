@@ -163,6 +163,10 @@ def constant(tensor: torch.Tensor) -> Any:
     return jnp.asarray(plain.numpy(), kind)
 
 
+INCONCLUSIVE = "InconclusiveDimensionOperation"
+"""JAX's error where it cannot decide about a symbolic size; it moved between modules, so by its name."""
+
+
 def call(component: str, node: torch.fx.Node, env: Mapping[Any, Any]) -> Any:
     """What a node gives.
 
@@ -198,6 +202,12 @@ def call(component: str, node: torch.fx.Node, env: Mapping[Any, Any]) -> Any:
         found = lowering(*arguments, **keywords)
     except Exception as error:  # jax raises many types
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if any(kind.__name__ == INCONCLUSIVE for kind in type(error).__mro__):
+            raise UnsupportedError(
+                f"The {component} uses the operator {name} in {where} on free sizes of which JAX cannot tell "
+                f"enough: {first}",
+                hint="Add --static 1xHEIGHTxWIDTH, which leaves no size free.",
+            ) from error
         raise UnsupportedError(
             f"The {component} uses the operator {name} in {where} in a way that has no lowering: {first}"
         ) from error

@@ -107,6 +107,19 @@ def test_an_operator_used_in_a_way_without_lowering(
         convert(plan)
 
 
+def test_free_sizes_that_jax_cannot_decide_about_are_told_to_be_baked(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def divides(weight: Any, ids: Any, *_: Any) -> Any:
+        return weight if ids.shape[0] > 3 else ids  # so it is of some batches, and of others not
+
+    monkeypatch.setitem(TABLE, "aten.embedding.default", divides)
+    plan = make_plan(str(tiny), "stablehlo", tmp_path / "out", {}, components=["text_encoder"], verify=False)
+    with pytest.raises(UnsupportedError, match=r"aten\.embedding\.default in module .* free sizes") as caught:
+        convert(plan)
+    assert "--static" in str(caught.value.hint)
+
+
 def test_a_lowering_that_gives_another_dtype_is_refused(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
