@@ -1,6 +1,6 @@
 """Prompts to pictures over all devices with JAX alone: neither PyTorch nor diffusers nor transformers.
 
-One program does everything for the rows of its device: text, noise, every step, picture. Devices exchange
+Three programs, each for the rows of its device: text and noise, a step, the picture. Devices exchange
 nothing. Stable Diffusion 1, 2 and XL, by DDIM whatever scheduler the checkpoint has, with its settings.
 """
 
@@ -126,27 +126,30 @@ class Painter:
         rows, whole = (NamedSharding(self._mesh, spec) for spec in (ROWS, WHOLE))
         pairs = [[negative_prompt, prompt] if guidance > 1 else [prompt] for prompt in prompts]
         ids = [tokens([text for pair in pairs for text in pair]) for tokens in self._tokens]
-        given = (
-            self._weights,
-            jax.device_put(ids, rows),
-            jax.device_put(keys, rows),
-            jax.device_put(ddim_steps(self._scheduler, steps), whole),
-            jax.device_put(np.float32(guidance), whole),
-        )
+        plan = [jax.device_put(now, whole) for now in zip(*ddim_steps(self._scheduler, steps), strict=True)]
+        scale = jax.device_put(np.float32(guidance), whole)
         zeros = self._plain_zeros and guidance > 1 and not negative_prompt
-        key = (len(prompts), steps, size, guidance > 1, zeros)
+        begin, step, finish = self._parts(size, guided=guidance > 1, zeros=zeros)
+        key = (len(prompts), size, guidance > 1, zeros)
+        before, began = self.compile_seconds, time.perf_counter()
+        given = (self._weights, jax.device_put(ids, rows), jax.device_put(keys, rows))
+        text, latents = self._run((*key, "begin"), begin, (WHOLE, ROWS, ROWS), given)
+        for now in plan:
+            given = (self._weights, text, latents, now, scale)
+            latents = self._run((*key, "step"), step, (WHOLE, ROWS, ROWS, WHOLE, WHOLE), given)
+        pictures: jax.Array = self._run((*key, "finish"), finish, (WHOLE, ROWS), (self._weights, latents))
+        jax.block_until_ready(pictures)
+        self.seconds = time.perf_counter() - began - (self.compile_seconds - before)
+        return pictures
+
+    def _run(self, key: Any, local: Callable[..., Any], specs: Any, given: tuple[Any, ...]) -> Any:
+        """What every device does with its own rows, compiled once."""
         if key not in self._compiled:
             began = time.perf_counter()
-            local = jax.shard_map(
-                self._local(size, guided=guidance > 1, zeros=zeros), mesh=self._mesh,
-                in_specs=(WHOLE, ROWS, ROWS, WHOLE, WHOLE), out_specs=ROWS, check_vma=False,
-            )  # fmt: skip
-            self._compiled[key] = jax.jit(local).lower(*given).compile()
+            shared = jax.shard_map(local, mesh=self._mesh, in_specs=specs, out_specs=ROWS, check_vma=False)
+            self._compiled[key] = jax.jit(shared).lower(*given).compile()
             self.compile_seconds += time.perf_counter() - began
-        began = time.perf_counter()
-        pictures: jax.Array = jax.block_until_ready(self._compiled[key](*given))
-        self.seconds = time.perf_counter() - began
-        return pictures
+        return self._compiled[key](*given)
 
     @staticmethod
     def images(pictures: jax.Array) -> list[Image]:
@@ -163,43 +166,37 @@ class Painter:
         """What XLA made, for each shape so far."""
         return [compiled.as_text() for compiled in self._compiled.values()]
 
-    def _local(self, size: tuple[int, int], *, guided: bool, zeros: bool) -> Callable[..., jax.Array]:
-        """What one device does with its own rows."""
+    def _parts(self, size: tuple[int, int], *, guided: bool, zeros: bool) -> tuple[Callable[..., Any], ...]:
+        """What one device does with its own rows: before, in, and after the steps."""
         each = 2 if guided else 1
         factor = float(self._vae.get("scaling_factor") or 0.18215)
         draw = _drawn(self._shape(size))
 
-        def paint(weights: Any, ids: Any, keys: Any, steps: Any, guidance: Any) -> jax.Array:
-            def part(name: str, **inputs: Any) -> dict[str, Any]:
-                return self._call(name, weights[name], inputs)
-
-            text = self._text(part, ids, size)
+        def begin(weights: Any, ids: Any, keys: Any) -> tuple[dict[str, Any], jax.Array]:
+            text = self._text(weights, ids, size)
             if zeros:  # of an empty prompt: rows of zeros in its place
-                text = {
-                    name: value if name == "time_ids" else value.at[::2].set(0)
-                    for name, value in text.items()
-                }
+                text |= {name: text[name].at[::2].set(0) for name in ("encoder_hidden_states", "text_embeds")}
+            return text, jax.vmap(draw)(keys)
 
-            def step(number: Any, x: jax.Array) -> jax.Array:
-                both = jnp.repeat(x, each, axis=0)
-                found = part("unet", sample=both, timestep=steps.times[number], **text)["out_sample"]
-                if guided:
-                    found = found[::2] + guidance * (found[1::2] - found[::2])
-                return jnp.asarray(
-                    ddim_step(self._scheduler, found, x, steps.now[number], steps.then[number])
-                )
+        def step(weights: Any, text: Any, x: jax.Array, now: Any, guidance: Any) -> jax.Array:
+            given = {"sample": jnp.repeat(x, each, axis=0), "timestep": now[0], **text}
+            found = self._call("unet", weights, given)["out_sample"]
+            if guided:
+                found = found[::2] + guidance * (found[1::2] - found[::2])
+            return jnp.asarray(ddim_step(self._scheduler, found, x, *now[1:]))
 
-            latents = jax.lax.fori_loop(0, len(steps.times), step, jax.vmap(draw)(keys))
-            picture = part("vae_decoder", latent_sample=latents / factor)["sample"]
+        def finish(weights: Any, x: jax.Array) -> jax.Array:
+            picture = self._call("vae_decoder", weights, {"latent_sample": x / factor})["sample"]
             return jnp.clip(picture / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
 
-        return paint
+        return begin, step, finish
 
-    def _text(
-        self, part: Callable[..., dict[str, Any]], ids: Sequence[Any], size: tuple[int, int]
-    ) -> dict[str, Any]:
+    def _text(self, weights: Any, ids: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
         """What the UNet takes of the prompts."""
-        found = [part(name, input_ids=each) for name, each in zip(self._texts, ids, strict=True)]
+        found = [
+            self._call(name, weights, {"input_ids": each})
+            for name, each in zip(self._texts, ids, strict=True)
+        ]
         if not self._wide:
             return {"encoder_hidden_states": found[0]["last_hidden_state"]}
         # The last but one: `hidden_states.0` are the embeddings, and one follows for each layer.
@@ -218,14 +215,14 @@ class Painter:
         labels = next(dims for dims in self._dims[name]["inputs"].values() if dims)
         program, baked = self._programs[name], labels[0]
         if not isinstance(baked, int):
-            found: dict[str, Any] = program.call(weights, **inputs)
+            found: dict[str, Any] = program.call(weights[name], **inputs)
             return found
         rows = {key: value for key, value in inputs.items() if jnp.ndim(value)}
         rest = {key: value for key, value in inputs.items() if key not in rows}
         count = len(next(iter(rows.values())))
         order = np.minimum(np.arange(-(-count // baked) * baked), count - 1).reshape(-1, baked)
         given = {key: value[order] for key, value in rows.items()}
-        pieces = jax.lax.map(lambda piece: program.call(weights, **piece, **rest), given)
+        pieces = jax.lax.map(lambda piece: program.call(weights[name], **piece, **rest), given)
         return {key: value.reshape(-1, *value.shape[2:])[:count] for key, value in pieces.items()}
 
     @property

@@ -36,7 +36,7 @@ def refusal(*given, **settings):
     except UsageError as error:
         return error.message
 
-(text,) = painter.program_text()
+text = "".join(painter.program_text())
 np.savez("found.npz", start=painter.noise(keys), pictures=pictures)
 print(json.dumps({
     "imported": [name for name in ("torch", "diffusers", "transformers") if name in sys.modules],
