@@ -19,6 +19,7 @@ from exporter.targets.sharing import shared_evenly
 from exporter.targets.stablehlo.devices import check_platform, find_devices
 from exporter.targets.stablehlo.lowering import TABLE
 from exporter.targets.stablehlo.program import arguments
+from exporter.targets.stablehlo.sharded import Sharded
 from tests.targets.stablehlo.artifacts import arrays, component, runner
 
 
@@ -123,6 +124,9 @@ def test_64_bits_are_refused_rather_than_cut_off(program: Path, tiny: Path) -> N
         opened.run({"input_ids": ids.astype(np.int64) + (1 << 40)})
     with runner(program, "vae_decoder") as opened, pytest.raises(ValueError, match="float64; JAX would cut"):
         opened.run({"latent_sample": np.zeros((1, 4, 8, 8))})
+    with pytest.raises(UsageError, match="'input_ids' is int64, which JAX would cut off") as caught:
+        Sharded(program / "text_encoder" / "model.stablehlo", "cpu:0")(input_ids=ids.astype(np.int64))
+    assert caught.value.hint == "Give int32."
     assert not jax.config.jax_enable_x64  # lowering has not left it on for the rest of the process
 
 
