@@ -27,7 +27,7 @@ class StableHloTarget(Target):
     name: ClassVar[str] = "stablehlo"
     title: ClassVar[str] = "StableHLO"
     extra: ClassVar[str] = "jax"
-    packages: ClassVar[tuple[str, ...]] = ("jax",)
+    packages: ClassVar[tuple[str, ...]] = ("jax", "flatbuffers")
     options_type: ClassVar[type[Options]] = StableHloOptions
 
     def estimate(self, component: Component, options: Options) -> Estimate:
@@ -73,7 +73,7 @@ class StableHloTarget(Target):
             f'{name} = jax.jit(jax.export.deserialize(bytearray(open(program, "rb").read())).call)\n'
             f"# {name}(weights, **inputs) takes and gives arrays by name, see exporter.json"
         )
-        install = "pip install jax safetensors huggingface_hub"
+        install = "pip install jax flatbuffers safetensors huggingface_hub"
         return [Client("JAX", install, "python", code), *super().clients(repo, manifest)]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:

@@ -107,7 +107,7 @@ class Painter:
         """Paint each prompt from noise of its own.
 
         Args:
-            prompts: As many as the devices divide; each gets as many, in order.
+            prompts: As many as the devices divide; each gets as many, in order. A text is one prompt.
             keys: `jax.random` keys (prompts,), of each picture's noise; those of key 0 when None.
             guidance: 1 switches it off.
             height / width: Pixels; those the model was trained for, or the artifact baked for, when None.
@@ -118,6 +118,7 @@ class Painter:
         Raises:
             UsageError: The devices do not divide the prompts; keys, steps or size that do not fit.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         shared_evenly(len(prompts), len(self.devices))
         keys = jax.random.split(jax.random.key(0), len(prompts)) if keys is None else keys
         if len(keys) != len(prompts):
@@ -135,8 +136,8 @@ class Painter:
         given = (self._weights, jax.device_put(ids, rows), jax.device_put(keys, rows))
         text, latents = self._run((*key, "begin"), begin, (WHOLE, ROWS, ROWS), given)
         for now in plan:
-            given = (self._weights, text, latents, now, scale)
-            latents = self._run((*key, "step"), step, (WHOLE, ROWS, ROWS, WHOLE, WHOLE), given)
+            args = (self._weights, text, latents, now, scale)
+            latents = self._run((*key, "step"), step, (WHOLE, ROWS, ROWS, WHOLE, WHOLE), args)
         pictures: jax.Array = self._run((*key, "finish"), finish, (WHOLE, ROWS), (self._weights, latents))
         jax.block_until_ready(pictures)
         self.seconds = time.perf_counter() - began - (self.compile_seconds - before)

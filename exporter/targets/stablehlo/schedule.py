@@ -98,6 +98,7 @@ def kept_of(config: Mapping[str, Any], trained: int) -> np.ndarray:
 
 def _times(config: Mapping[str, Any], trained: int, steps: int) -> np.ndarray:
     spacing = config.get("timestep_spacing", "leading")
+    times: np.ndarray
     if spacing == "leading":
         times = np.arange(steps)[::-1] * (trained // steps) + int(config.get("steps_offset", 0))
     elif spacing == "trailing":

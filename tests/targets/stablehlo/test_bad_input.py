@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -28,6 +29,15 @@ def test_without_jax_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tiny: P
     monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "jax" else found(name, *rest))
     with pytest.raises(BackendMissing, match="needs jax, which is not installed") as caught:
         make_plan(str(tiny), "stablehlo", tmp_path / "out", {})
+    assert caught.value.exit_code == 4 and caught.value.hint == 'pip install "exporter[jax]"'
+
+
+def test_without_what_jax_reads_programs_with(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX does not ask for flatbuffers; the artifact is not to blame."""
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    monkeypatch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
+    with pytest.raises(BackendMissing, match=r"JAX cannot read programs here: .*flatbuffers") as caught:
+        runner(program, "text_encoder")
     assert caught.value.exit_code == 4 and caught.value.hint == 'pip install "exporter[jax]"'
 
 
