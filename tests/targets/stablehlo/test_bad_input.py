@@ -20,6 +20,7 @@ from exporter.targets.sharing import shared_evenly
 from exporter.targets.stablehlo.devices import check_platform, find_devices
 from exporter.targets.stablehlo.lowering import TABLE
 from exporter.targets.stablehlo.program import arguments
+from exporter.targets.stablehlo.runner import read_program
 from exporter.targets.stablehlo.sharded import Sharded
 from tests.targets.stablehlo.artifacts import arrays, component, runner
 
@@ -37,7 +38,7 @@ def test_without_what_jax_reads_programs_with(program: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     monkeypatch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
     with pytest.raises(BackendMissing, match=r"JAX cannot read programs here: .*flatbuffers") as caught:
-        runner(program, "text_encoder")
+        read_program(program / "text_encoder" / "model.stablehlo")
     assert caught.value.exit_code == 4 and caught.value.hint == 'pip install "exporter[jax]"'
 
 
