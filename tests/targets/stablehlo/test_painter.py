@@ -64,7 +64,14 @@ def installed() -> set[str]:
         "typing_inspection huggingface_hub yaml packaging PIL"
     )
     # Taken along where they are there, without being needed; and what finds an editable installation.
-    optional = {"cloudpickle", "pygments", "charset_normalizer", "_cyutility", "_distutils_hack", "sitecustomize"}
+    optional = {
+        "cloudpickle",
+        "pygments",
+        "charset_normalizer",
+        "_cyutility",
+        "_distutils_hack",
+        "sitecustomize",
+    }
     found = {name for name in sys.modules if name.startswith("__editable__")}
     return {*said.split(), *brought.split(), *optional, *found}
 
