@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,13 +203,23 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def write_readme(results: Results) -> None:
-    """The whole table into this folder's page, and who catches how much into the project's and parity's."""
-    _replace(README, f"{results.markdown()}\n\n```\n{results.summary()}\n```")
+    """The whole table into this folder's page, and who catches how much into the project's and parity's.
+
+    What the pages say of formats that the run did not look at stays.
+    """
+    if set(FORMATS) <= set(results.targets):
+        _replace(README, lambda _: f"{results.markdown()}\n\n```\n{results.summary()}\n```")
+        for page in (ROOT_README, PARITY_README):
+            _replace(page, lambda _: "\n".join(results.totals()))
+        return
+    from tests.mutation import pages
+
+    _replace(README, lambda old: pages.whole(old, results))
     for page in (ROOT_README, PARITY_README):
-        _replace(page, "\n".join(results.totals()))
+        _replace(page, lambda old: pages.totals(old, results))
 
 
-def _replace(path: Path, body: str) -> None:
+def _replace(path: Path, change: Callable[[str], str]) -> None:
     """Replace what stands between the markers.
 
     Raises:
@@ -217,7 +227,7 @@ def _replace(path: Path, body: str) -> None:
     """
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path.name} lacks the markers {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{BEGIN}\n{change(old)}\n{END}{after}", encoding="utf-8")

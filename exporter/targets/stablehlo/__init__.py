@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
 from exporter.targets.base import Client, Estimate, ExportedComponent, Options, Runner, RunOptions, Target
-from exporter.targets.stablehlo.options import StableHloOptions
+from exporter.targets.stablehlo.options import PAINTED, StableHloOptions
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
@@ -27,7 +27,7 @@ class StableHloTarget(Target):
     name: ClassVar[str] = "stablehlo"
     title: ClassVar[str] = "StableHLO"
     extra: ClassVar[str] = "jax"
-    packages: ClassVar[tuple[str, ...]] = ("jax",)
+    packages: ClassVar[tuple[str, ...]] = ("jax", "flatbuffers")
     options_type: ClassVar[type[Options]] = StableHloOptions
 
     def estimate(self, component: Component, options: Options) -> Estimate:
@@ -50,6 +50,20 @@ class StableHloTarget(Target):
         return write_diffusers_files(checkpoint, components, staging)
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
+        """Pictures over all devices, where that needs no PyTorch; else one component in plain JAX."""
+        parts = {component.name for component in manifest.components}
+        if manifest.source.pipeline_class in PAINTED and parts >= {"text_encoder", "unet", "vae_decoder"}:
+            code = (
+                "import jax\nfrom exporter.targets.stablehlo.painter import Painter\n"
+                "from huggingface_hub import snapshot_download\n\n"
+                f'painter = Painter(snapshot_download("{repo}"))  # on every device there is\n'
+                'prompts = ["a lighthouse on a cliff"] * len(painter.devices)\n'
+                "keys = jax.random.split(jax.random.key(0), len(prompts))\n"
+                "for number, picture in enumerate(painter.images(painter(prompts, keys))):\n"
+                '    picture.save(f"picture-{number}.png")'
+            )
+            install = 'pip install "exporter[jax]"'
+            return [Client("JAX", install, "python", code), *super().clients(repo, manifest)]
         name = manifest.components[-1].name if manifest.components else "vae_decoder"
         code = (
             "import jax\nfrom huggingface_hub import hf_hub_download\n"
@@ -59,7 +73,7 @@ class StableHloTarget(Target):
             f'{name} = jax.jit(jax.export.deserialize(bytearray(open(program, "rb").read())).call)\n'
             f"# {name}(weights, **inputs) takes and gives arrays by name, see exporter.json"
         )
-        install = "pip install jax safetensors huggingface_hub"
+        install = "pip install jax flatbuffers safetensors huggingface_hub"
         return [Client("JAX", install, "python", code), *super().clients(repo, manifest)]
 
     def open(self, root: Path, component: ComponentRecord, options: RunOptions | None = None) -> Runner:

@@ -10,6 +10,8 @@ from exporter.targets.base import Options
 
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
+PAINTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Pipelines that `exporter.targets.stablehlo.painter` runs without PyTorch."""
 
 
 class StableHloOptions(Options):

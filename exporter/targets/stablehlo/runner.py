@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifact import TensorRecord
-from exporter.errors import ArtifactError
+from exporter.errors import ArtifactError, BackendMissing
 from exporter.targets.base import Runner, RunOptions
 from exporter.targets.stablehlo.devices import check_platform, find_devices
 from exporter.targets.stablehlo.export import DECLARATION, WEIGHTS
@@ -21,6 +21,7 @@ from exporter.targets.stablehlo.weights import read_header
 if TYPE_CHECKING:
     from jax.export import Exported
 
+EXTRA = 'pip install "exporter[jax]"'
 HINT = "Damaged, or made by a newer JAX? `exporter verify --check-hashes` tells."
 NARROW = ("bfloat16", "float16")
 RUN = "run"
@@ -197,6 +198,7 @@ def read_program(path: Path) -> Exported:
     """
     Raises:
         ArtifactError: The file is missing, or JAX cannot read it.
+        BackendMissing: A package that JAX reads programs with is not installed.
     """
     import jax.export
 
@@ -209,6 +211,8 @@ def read_program(path: Path) -> Exported:
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
         exported.mlir_module()  # the program inside is read only now
+    except ImportError as error:
+        raise BackendMissing(f"JAX cannot read programs here: {_one_line(error)}.", hint=EXTRA) from error
     except Exception as error:  # the readers raise many types
         raise ArtifactError(f"JAX cannot open {where}: {_one_line(error)}", hint=HINT) from error
     return exported

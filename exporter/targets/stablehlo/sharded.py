@@ -14,11 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from exporter.errors import UsageError
 from exporter.targets.sharing import shared_evenly
 from exporter.targets.stablehlo.devices import check_platform, find_devices
 from exporter.targets.stablehlo.placement import Placement, batched_inputs
 from exporter.targets.stablehlo.runner import WEIGHTS, declaration, load_weights, read_program
 from exporter.targets.stablehlo.weights import read_header
+
+WIDE = ("int64", "uint64", "float64")
 
 
 class Sharded:
@@ -58,8 +61,14 @@ class Sharded:
             Outputs by name, their rows on the devices that computed them.
 
         Raises:
-            UsageError: The devices do not divide the rows.
+            UsageError: The devices do not divide the rows, or an array has 64 bits.
         """
+        for name, value in inputs.items():
+            if (kind := str(getattr(value, "dtype", ""))) in WIDE:
+                raise UsageError(
+                    f"Input {name!r} is {kind}, which JAX would cut off without a word.",
+                    hint=f"Give {kind.replace('64', '32')}.",
+                )
         for name in self._batched & inputs.keys():
             shared_evenly(np.shape(inputs[name])[0], len(self.devices))
         given, _ = self._place.share(inputs, self._batched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -19,6 +20,8 @@ from exporter.targets.sharing import shared_evenly
 from exporter.targets.stablehlo.devices import check_platform, find_devices
 from exporter.targets.stablehlo.lowering import TABLE
 from exporter.targets.stablehlo.program import arguments
+from exporter.targets.stablehlo.runner import read_program
+from exporter.targets.stablehlo.sharded import Sharded
 from tests.targets.stablehlo.artifacts import arrays, component, runner
 
 
@@ -27,6 +30,15 @@ def test_without_jax_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tiny: P
     monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "jax" else found(name, *rest))
     with pytest.raises(BackendMissing, match="needs jax, which is not installed") as caught:
         make_plan(str(tiny), "stablehlo", tmp_path / "out", {})
+    assert caught.value.exit_code == 4 and caught.value.hint == 'pip install "exporter[jax]"'
+
+
+def test_without_what_jax_reads_programs_with(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX does not ask for flatbuffers; the artifact is not to blame."""
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    monkeypatch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
+    with pytest.raises(BackendMissing, match=r"JAX cannot read programs here: .*flatbuffers") as caught:
+        read_program(program / "text_encoder" / "model.stablehlo")
     assert caught.value.exit_code == 4 and caught.value.hint == 'pip install "exporter[jax]"'
 
 
@@ -136,6 +148,9 @@ def test_64_bits_are_refused_rather_than_cut_off(program: Path, tiny: Path) -> N
         opened.run({"input_ids": ids.astype(np.int64) + (1 << 40)})
     with runner(program, "vae_decoder") as opened, pytest.raises(ValueError, match="float64; JAX would cut"):
         opened.run({"latent_sample": np.zeros((1, 4, 8, 8))})
+    with pytest.raises(UsageError, match="'input_ids' is int64, which JAX would cut off") as caught:
+        Sharded(program / "text_encoder" / "model.stablehlo", "cpu:0")(input_ids=ids.astype(np.int64))
+    assert caught.value.hint == "Give int32."
     assert not jax.config.jax_enable_x64  # lowering has not left it on for the rest of the process
 
 

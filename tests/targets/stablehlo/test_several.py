@@ -78,8 +78,9 @@ def test_rows_that_the_devices_do_not_divide_are_computed_on_each(
     assert said["off"] <= 1e-5 and said["few"] <= 1e-5 and not said["torch"]
 
 
-def test_on_one_device_they_come_one_after_another(program: Path) -> None:
-    loaded = pipeline.load(program, device="cpu:0", spread=True)
+@pytest.mark.parametrize("form", [pytest.param("artifact", marks=pytest.mark.full), "reference"])
+def test_on_one_device_they_come_one_after_another(program: Path, tiny: Path, form: str) -> None:
+    loaded = pipeline.load(program if form == "artifact" else tiny, device="cpu", spread=True)
     assert several.devices(loaded) == 1
     pictures = several.paint(loaded, ["a cat", "a cat"], seed=1, steps=1)
     (second,) = pipeline.paint(loaded, ["a cat"], seed=2, steps=1)

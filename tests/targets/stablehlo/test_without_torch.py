@@ -1,4 +1,4 @@
-"""The documented snippet and the helper for several devices, where PyTorch cannot be imported."""
+"""The documented way by hand and the helper for several devices, where PyTorch cannot be imported."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import torch
 
 from exporter import pipeline
 from tests.targets.stablehlo.artifacts import arrays, component
-from tests.targets.stablehlo.without_torch import run
+from tests.targets.stablehlo.without_torch import documented, run
 
-README = Path(__file__).parents[3] / "exporter" / "targets" / "README.md"
 STEPS = 4
 
 
 def snippet() -> str:
     """The code of the README's section, with the tiny model's sizes and fewer steps."""
-    section = README.read_text().split("## StableHLO")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.+?)```", section, re.DOTALL)
+    _, code = documented()
     changed = code.replace("25, 7.5\n", f"{STEPS}, 7.5\n").replace("side, scale = 16,", "side, scale = 8,")
     assert changed.count(f" {STEPS}, 7.5") == changed.count("= 8,") == 1
     return changed

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+README = Path(__file__).parents[3] / "exporter" / "targets" / "README.md"
 
 BEGIN = """
 import importlib.abc, importlib.util, sys
@@ -40,3 +43,9 @@ def run(code: str, folder: Path, *, devices: int = 8) -> str:
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout
+
+
+def documented() -> list[str]:
+    """The code of the README's section: with exporter's help, and by hand."""
+    section = README.read_text(encoding="utf-8").split("## StableHLO")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.+?)```", section, re.DOTALL)
