@@ -48,7 +48,8 @@ class ExportedPicturedUNet(ExportedUNet):
         kind: nn.Module = ImageProjection(1, 1, 1) if config[KEY]["kind"] == "plain" else nn.Identity()
         self.encoder_hid_proj = SimpleNamespace(image_projection_layers=[kind])
         self.attn_processors = {"attn2.processor": IPAdapterAttnProcessor2_0(1, 1, num_tokens=[1])}
-        self.down_blocks, self.up_blocks = [], []
+        self.down_blocks: list[nn.Module] = []
+        self.up_blocks: list[nn.Module] = []
 
     def forward(
         self,

@@ -93,12 +93,13 @@ class WithIpAdapter(Overlaid):
             state["image_proj"], low_cpu_mem_usage=False
         )
         path = next(iter(self.tensors.values())).file.path
-        return {
+        found: dict[str, StoredTensor] = {
             f"{name}.{inner}": held(f"{name}.{inner}", value.detach(), path)
             for name, module in modules.items()
             if isinstance(module, torch.nn.Module)
             for inner, value in module.state_dict().items()
         }
+        return found
 
 
 def with_ip_adapter(
@@ -197,14 +198,14 @@ def _encoder(
     end = f"{ENCODER}/config.json"
     configs = [each for each in place.names if each == end or each.endswith(f"/{end}")]
     configs.sort(key=lambda each: (Path(each).parent.parent != beside, len(Path(each).parts), each))
-    wanted = f"a {ENCODER} ({KIND}) that gives {settings['embed']} channels, as the IP-Adapter takes them"
+    takes = f"the {settings['embed']} channels that the IP-Adapter takes"
     hint = (
         f"Put its folder {ENCODER}/ (config.json, model.safetensors) beside {Path(name).name}; those of the "
         "Hub's h94/IP-Adapter lie in models/ and sdxl_models/."
     )
     if not configs:
         raise CheckpointError(
-            f"{source} has no {ENCODER} beside the IP-Adapter; it needs {wanted}.", hint=hint
+            f"{source} has no {ENCODER} ({KIND}) beside the IP-Adapter, which gives {takes}.", hint=hint
         )
     seen = []
     for each in configs:
@@ -217,7 +218,7 @@ def _encoder(
             encoder.stored(ENCODER)
             return encoder
         seen.append(f"{folder.as_posix()} gives {gives}")
-    raise CheckpointError(f"{source} has no {wanted}: {', '.join(seen)}.", hint=hint)
+    raise CheckpointError(f"No {ENCODER} of {source} gives {takes}: {', '.join(seen)}.", hint=hint)
 
 
 def _gives(config: Mapping[str, Any], kind: str) -> int:

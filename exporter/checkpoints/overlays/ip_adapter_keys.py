@@ -155,8 +155,8 @@ def renamed(tensors: Tensors, unet: Tensors, kind: str) -> dict[str, StoredTenso
     for name, tensor in tensors.items():
         if name.startswith(IMAGE):
             inner = name.removeprefix(IMAGE)
-            for new, part in _resampled(inner, tensor) if kind == "plus" else _projected(inner, tensor, kind):
-                found[PROJECTION + new] = part
+            pairs = _resampled(inner, tensor) if kind == "plus" else _projected(inner, tensor, kind)
+            found |= {PROJECTION + new: value for new, value in pairs}
     return found
 
 
