@@ -212,9 +212,11 @@ def _encoder(
         folder = Path(each).parent
         gives = _gives(read_json(place.get([each]) / each), settings["kind"])
         if gives == settings["embed"]:
-            root = place.get_model(folder.as_posix(), allow_pickle) / folder
-            check_folder(source, root.parent, [ENCODER])
-            encoder = Checkpoint(source=source, root=root.parent, index={}, allow_pickle=allow_pickle)
+            root = place.get_model(folder.as_posix(), allow_pickle)
+            check_folder(source, root, [folder.as_posix()])
+            encoder = Checkpoint(
+                source=source, root=root / folder.parent, index={}, allow_pickle=allow_pickle
+            )
             encoder.stored(ENCODER)
             return encoder
         seen.append(f"{folder.as_posix()} gives {gives}")

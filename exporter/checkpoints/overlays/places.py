@@ -52,7 +52,7 @@ def open_place(text: str) -> tuple[Place, str]:
 
     whole = Path(text).expanduser()
     if whole.is_file():
-        return _folder(whole.parent), whole.name
+        return _folder(whole.parent, depth=2), whole.name
     source, name = (text, "") if whole.is_dir() or ":" not in text else text.rsplit(":", 1)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -90,11 +90,19 @@ def _offer(place: Place) -> str:
     return f"Name one with SOURCE:FILE, of: {', '.join(sorted(found)[:12])}."
 
 
-def _folder(root: Path) -> Place:
+def _folder(root: Path, depth: int = DEPTH) -> Place:
+    """A folder here; beside a file that was named nothing deeper than an encoder's own files is looked at."""
     names = []
     level = [root]
-    for _ in range(DEPTH):
-        entries = [entry for folder in level for entry in sorted(folder.iterdir())]
+    for _ in range(depth):
+        entries = [entry for folder in level for entry in _entries(folder)]
         names += [entry.relative_to(root).as_posix() for entry in entries if entry.is_file()]
         level = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
     return Place(tuple(names), lambda wanted: root.resolve())
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # not ours to read: nothing of it can be meant
+        return []
