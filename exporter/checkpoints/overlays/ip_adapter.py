@@ -21,7 +21,7 @@ from exporter.checkpoints.overlays.ip_adapter_keys import (
     settings_of,
 )  # fmt: skip
 from exporter.checkpoints.overlays.places import Place, open_place
-from exporter.checkpoints.pickled import SUFFIXES, read_pickle
+from exporter.checkpoints.pickled import SUFFIXES, read_pickle, tensors_of
 from exporter.checkpoints.safetensors_file import StoredTensor
 from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.single_file import read_tensors
@@ -88,17 +88,17 @@ class WithIpAdapter(Overlaid):
         config = {name: value for name, value in self.config("unet").items() if name != KEY}
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(config)
-        modules = dict(unet._convert_ip_adapter_attn_to_diffusers([state], low_cpu_mem_usage=False))
+        # The first initialises nothing that is thrown away; the second would go to the UNet's device, meta.
+        modules = dict(unet._convert_ip_adapter_attn_to_diffusers([state], low_cpu_mem_usage=True))
         modules[PROJECTION.removesuffix(".")] = unet._convert_ip_adapter_image_proj_to_diffusers(
             state["image_proj"], low_cpu_mem_usage=False
         )
         path = next(iter(self.tensors.values())).file.path
-        found: dict[str, StoredTensor] = {
-            f"{name}.{inner}": held(f"{name}.{inner}", value.detach(), path)
-            for name, module in modules.items()
-            if isinstance(module, torch.nn.Module)
-            for inner, value in module.state_dict().items()
-        }
+        found: dict[str, StoredTensor] = {}
+        for name, module in modules.items():
+            values = module.state_dict() if isinstance(module, torch.nn.Module) else {}
+            for inner, value in values.items():
+                found[f"{name}.{inner}"] = held(f"{name}.{inner}", value.detach(), path)
         return found
 
 
@@ -177,14 +177,10 @@ def _read(path: Path, allow_pickle: bool) -> dict[str, StoredTensor]:
     if path.suffix.lower() not in SUFFIXES:
         return read_tensors(path, allow_pickle=allow_pickle)[0]
     value = read_pickle(path, allow=allow_pickle)
-    parts = value.items() if isinstance(value, Mapping) else ()
-    found = {
-        f"{part}.{name}": held(f"{part}.{name}", tensor, path)
-        for part, tensors in parts
-        if isinstance(tensors, Mapping)
-        for name, tensor in tensors.items()
-        if hasattr(tensor, "dtype")
-    }
+    found: dict[str, StoredTensor] = {}
+    for part, tensors in value.items() if isinstance(value, Mapping) else ():
+        for name, tensor in tensors_of(tensors):
+            found[f"{part}.{name}"] = held(f"{part}.{name}", tensor, path)
     if not found:
         raise CheckpointError(f"{path.name} holds no tensors by name.")
     return found
