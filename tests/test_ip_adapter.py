@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from exporter.architectures import components_of
 from exporter.checkpoints import open_source
@@ -19,9 +20,9 @@ from exporter.errors import ArtifactError, UsageError
 from exporter.pipeline import assemble, from_checkpoint, paint
 from tests import ip_adapters
 from tests.cli.runner import invoke
-from tests.families import make
+from tests.families import control, make
 from tests.test_pipeline import TorchRunner
-from tests.test_tasks import mask, picture
+from tests.test_tasks import drawing, mask, picture
 
 KINDS = {"sd": "plain", "sd plus": "plus", "sdxl": "plain", "sdxl plus": "plus", "lcm": "plain"}
 
@@ -100,6 +101,36 @@ def test_other_tasks_look_too(pair: Callable[[str], tuple[Path, Path]], tmp_path
     several = paint(exported, ["a", "b"], steps=1, seed=[1, 2], together=2, ip_adapter_image=picture())
     alone = paint(exported, ["b"], steps=1, seed=2, ip_adapter_image=picture())
     assert np.abs(np.asarray(several[1]).astype(int) - np.asarray(alone[0])).max() <= 1
+
+
+def test_with_a_controlnet_and_a_lora(pair: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+
+    base, adapter = pair("sd")
+    torch.manual_seed(3)
+    control(UNet2DConditionModel.from_pretrained(base / "unet")).save_pretrained(tmp_path / "net")
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    parts = {"lora_A": torch.randn(4, 32), "lora_B": torch.randn(32, 4)}
+    save_file(
+        {f"{layer}.{part}.weight": value for part, value in parts.items()}, tmp_path / "style.safetensors"
+    )
+    overlays = {"ip_adapters": [str(adapter)], "controlnets": [str(tmp_path / "net")]}
+
+    net = ControlNetModel.from_pretrained(tmp_path / "net")
+    theirs = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net)
+    theirs.load_ip_adapter(str(adapter), subfolder="", weight_name=ip_adapters.WEIGHTS)
+    expected = asked(theirs, 0.6, image=drawing(96, 64), controlnet_conditioning_scale=0.7)
+    settings = {"seed": 3, "steps": 3, "guidance": 5.0, "control": [drawing(96, 64)], "control_scale": [0.7]}
+    settings |= {"ip_adapter_image": picture(80, 60), "ip_adapter_scale": 0.6}
+    (mine,) = paint(from_checkpoint(str(base), **overlays), ["a red star"], **settings)
+    assert np.array_equal(np.asarray(mine), expected)
+
+    merged = open_source(base, **overlays, loras=[str(tmp_path / "style.safetensors")])
+    unet = next(c for c in components_of(merged) if c.name == "unet")
+    given = unet.example_inputs(unet.native)
+    plain = next(c for c in components_of(open_source(base, **overlays)) if c.name == "unet")
+    fused, beside, without = (module.reference_module()(**given)[0] for module in (unet.fused(), unet, plain))
+    assert torch.allclose(fused, beside, atol=1e-5) and not torch.allclose(fused, without, atol=1e-3)
 
 
 def test_what_cannot_be_done(pair: Callable[[str], tuple[Path, Path]], tiny: Path, tmp_path: Path) -> None:

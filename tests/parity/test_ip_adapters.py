@@ -13,6 +13,7 @@ from torch import nn
 from exporter.checkpoints import Checkpoint, open_source
 from exporter.conversion import convert, make_plan
 from exporter.parity import Report, verify
+from exporter.targets import get_target
 from tests import ip_adapters
 from tests.parity.torch_target import Fault, TorchTarget, make_artifact
 
@@ -101,14 +102,17 @@ def test_a_planted_fault_is_found(
 
 def test_what_is_written_as_onnx_passes(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     plan = make_plan(
-        str(tiny), "onnx", tmp_path / "artifact", {}, components=["image_encoder", "unet"],
+        str(tiny), "onnx", tmp_path / "artifact", {}, components=["unet"],
         intake={"ip_adapters": [str(adapter)]},
     )  # fmt: skip
     done = convert(plan, verify_settings={"steps": 1, "samples": 1, "prompts": ["a red star"]})
     assert done.verdict == "PASS", done.summary
-    record = next(c for c in done.artifact.manifest.components if c.name == "unet")
+    (record,) = done.artifact.manifest.components
     dims = {spec.name: spec.dims for spec in record.inputs}
     assert dims["image_embeds"] == ["batch", 1, 28] and dims["ip_adapter_scale"] == []
+    for target in ("onnx", "openvino"):  # what a model card offers: no client but ours knows one
+        (client,) = get_target(target, require_backend=False).clients("me/look", done.artifact.manifest)
+        assert client.title == "exporter" and "--ip-adapter-image look.png" in client.code
 
 
 @pytest.mark.full
