@@ -21,7 +21,7 @@ from exporter.checkpoints.overlays.ip_adapter_keys import (
     settings_of,
 )  # fmt: skip
 from exporter.checkpoints.overlays.places import Place, open_place
-from exporter.checkpoints.pickled import SUFFIXES, read_pickle, tensors_of
+from exporter.checkpoints.pickled import SUFFIXES, read_pickle, refuse, tensors_of
 from exporter.checkpoints.safetensors_file import StoredTensor
 from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.single_file import read_tensors
@@ -130,6 +130,8 @@ def with_ip_adapter(
             hint="Leave out --ip-adapter.",
         )
     place, name = open_place(source)
+    if Path(name).suffix.lower() in SUFFIXES and not allow_pickle:
+        raise refuse(Path(name))  # before it is fetched
     path = place.get([name]) / name
     tensors = _read(path, allow_pickle)
     kind = kind_of(tensors, path.name)
