@@ -43,6 +43,7 @@ def convert(
     scheduler: str | None = None,
     textual_inversions: Sequence[str] = (),
     controlnets: Sequence[str] = (),
+    ip_adapters: Sequence[str] = (),
     config: str | None = None,
     tokenizer: str | None = None,
     base: str | None = None,
@@ -63,6 +64,7 @@ def convert(
         vae: Folder, checkpoint or file whose autoencoder takes the place of the source's.
         textual_inversions: Files with embeddings of new tokens.
         controlnets: Folders, checkpoints or Hub ids of ControlNets that the pictures will follow.
+        ip_adapters: One IP-Adapter, `SOURCE[:PATH]`: the pictures will take after another one.
         config / tokenizer: Folders that tell what a single file does not say.
         base: Folder or Hub id that has the parts which a single file lacks (text encoders, VAE).
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
@@ -91,6 +93,7 @@ def convert(
             "scheduler": scheduler,
             "textual_inversions": list(textual_inversions),
             "controlnets": list(controlnets),
+            "ip_adapters": list(ip_adapters),
             "config": config,
             "tokenizer": tokenizer,
             "base": base,

@@ -14,6 +14,7 @@ from exporter.architectures.controlnet import control_argument
 from exporter.calls import as_written, at_the_size_asked_for, watched
 from exporter.control import following
 from exporter.errors import InputError, UsageError
+from exporter.ip_adapter import looking
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ def paint(
     together: int = 1,
     control: Sequence[Image] = (),
     control_scale: Sequence[float] = (),
+    ip_adapter_image: Image | None = None,
+    ip_adapter_scale: float | None = None,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Paint each prompt from the same seed, so that a picture does not depend on its neighbours.
@@ -164,12 +167,15 @@ def paint(
         together: So many prompts in one batch; what is drawn for each stays its own.
         control: What each ControlNet reads (edges, depth, a pose …), scaled to the size painted.
         control_scale: How much they count: one number for all or one for each; the pipeline's own when empty.
+        ip_adapter_image: What the IP-Adapter looks at.
+        ip_adapter_scale: How much that counts; 1 when None.
 
     Raises:
         UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a
             task or setting that the model has not.
     """
     report = progress or NullProgress()
+    seen = looking(pipeline, ip_adapter_image, ip_adapter_scale)
     if getattr(pipeline, "exporter_generic", None):
         from exporter import generic_pipeline
 
@@ -193,7 +199,7 @@ def paint(
     if negative_prompt is None:  # its default: of some pipelines the empty prompt
         given.pop("negative_prompt", None)
     given |= at_the_size_asked_for(known) | as_written(known)
-    given |= following(pipeline, control, control_scale, (width, height), shape or (width, height))
+    given |= seen | following(pipeline, control, control_scale, (width, height), shape or (width, height))
     if image is not None:
         given |= _starting_point(image, mask, (width, height))
     if strength is not None:

@@ -20,12 +20,14 @@ from exporter.architectures import components_of, is_generic
 from exporter.architectures.baked.driving import driver_of
 from exporter.architectures.base import whole_module
 from exporter.architectures.controlnet import joined
+from exporter.architectures.ip_adapter import KEY as IP_ADAPTER
 from exporter.artifact import MANIFEST, Artifact, ComponentRecord
 from exporter.checkpoints import Checkpoint, open_source
 from exporter.checkpoints.lacking import check_whole
 from exporter.compiled import Store
 from exporter.control import adapter_of, controlnet_of
 from exporter.errors import ArtifactError, CheckpointError, UsageError
+from exporter.ip_adapter import ExportedPicturedUNet, eyes_of
 from exporter.painting import denoiser as denoiser
 from exporter.painting import for_task as for_task
 from exporter.painting import native_size as native_size
@@ -224,7 +226,10 @@ def assemble(
     if kind == "transformer":
         modules[kind] = ExportedTransformer(runners[kind], config)
     else:
-        modules[kind] = ExportedUNet(runners[kind], config, driver, {name: runners[name] for name in further})
+        pictured = IP_ADAPTER in config
+        unet = ExportedPicturedUNet if pictured else ExportedUNet
+        modules[kind] = unet(runners[kind], config, driver, {name: runners[name] for name in further})
+        modules |= eyes_of(root, runners) if pictured else {}
     if "controlnet" in known:
         modules["controlnet"] = controlnet_of(root, runners)
     if "adapter" in known:

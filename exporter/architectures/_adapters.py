@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+
+from exporter.architectures._ip_adapter import counting
+from exporter.architectures.ip_adapter import EMBEDS, SCALE
 
 
 class TextEncoder(nn.Module):
@@ -149,8 +153,8 @@ class MaskedTransformer(nn.Module):
 
 
 def controlled_unet(inner: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A UNet that also takes a ControlNet's residuals: (`sample`, `timestep`, `encoder_hidden_states`,
-    then `names`) → `out_sample`.
+    """A UNet that also takes a ControlNet's residuals or a picture: (`sample`, `timestep`,
+    `encoder_hidden_states`, then `names`) → `out_sample`.
 
     How many there are depends on the model, and tracers read the signature: so each model has a class.
 
@@ -161,17 +165,21 @@ def controlled_unet(inner: nn.Module, names: Sequence[str]) -> nn.Module:
     every = ("self", "sample", "timestep", "encoder_hidden_states", *names)
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in every])
     lists = {name.rpartition("_")[0] for name in names if name.endswith("_0")}
-    added = {"text_embeds", "time_ids"} & set(names)
+    added = {"text_embeds", "time_ids", EMBEDS} & set(names)
 
     def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> tuple[torch.Tensor]:
         given: Any = signature.bind(*args, **kwargs).arguments
         others: dict[str, Any] = {name: given[name] for name in names}
         for each in lists:
             others[each] = [others.pop(name) for name in names if name.rpartition("_")[0] == each]
+        if EMBEDS in added:  # a list, of each IP-Adapter's picture
+            others[EMBEDS] = [others[EMBEDS]]
         if added:
             others["added_cond_kwargs"] = {name: others.pop(name) for name in added}
         first = (given["sample"], given["timestep"], given["encoder_hidden_states"])
-        output = given["self"].inner(*first, **others, return_dict=False)
+        inner, scale = given["self"].inner, others.pop(SCALE, None)
+        with nullcontext() if scale is None else counting(inner, scale.to(given["sample"].dtype)):
+            output = inner(*first, **others, return_dict=False)
         return (output[0],)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]

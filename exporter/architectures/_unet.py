@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 from exporter.architectures._parts import adapter
 from exporter.architectures._vae import rename_vae, vae_factor
 from exporter.architectures.base import Component, Size, TensorSpec
+from exporter.architectures.ip_adapter import KEY as IP_ADAPTER
+from exporter.architectures.ip_adapter import SCALE
+from exporter.architectures.ip_adapter import scale as any_scale
 from exporter.checkpoints import Checkpoint
 from exporter.errors import CheckpointError
 
@@ -34,6 +37,7 @@ def unet(
     text_width: int,
     pooled: int = 0,
     residuals: tuple[TensorSpec, ...] = (),
+    picture: tuple[TensorSpec, ...] = (),
 ) -> Component:
     """The component of a `UNet2DConditionModel` folder.
 
@@ -41,6 +45,7 @@ def unet(
         text_width: Channels of the text the pipeline will give it.
         pooled: Channels of `text_embeds`; 0 where the family has none.
         residuals: What a ControlNet gives it, as `controlnet.residuals_of` says.
+        picture: What its IP-Adapter takes, as `ip_adapter.picture_inputs` says.
 
     Raises:
         CheckpointError: The config wants an input that the family does not feed, or other text.
@@ -64,12 +69,17 @@ def unet(
     if guidance is not None:
         added = (*added, TensorSpec("timestep_cond", "float32", ("batch", int(guidance))))
     latent = ("latent_height", "latent_width")
-    names = tuple(spec.name for spec in (*added, *residuals))
+    names = tuple(spec.name for spec in (*added, *picture, *residuals))
 
     def construct() -> Any:
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel.from_config(config)
+        made = UNet2DConditionModel.from_config({k: v for k, v in config.items() if k != IP_ADAPTER})
+        if not picture:
+            return made
+        from exporter.architectures._ip_adapter import give
+
+        return give(made, config[IP_ADAPTER], cross)
 
     return Component(
         name=folder,
@@ -82,13 +92,14 @@ def unet(
             TensorSpec("timestep", "float32", ()),
             TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", cross)),
             *added,
+            *picture,
             *residuals,
         ),
         outputs=(TensorSpec("out_sample", "float32", ("batch", int(config["out_channels"]), *latent)),),
         native=native,
         construct=construct,
-        adapt=adapter("controlled_unet", names=names) if residuals else adapter("UNet"),
-        make_inputs={"timestep": timestep, "time_ids": time_ids},
+        adapt=adapter("controlled_unet", names=names) if picture or residuals else adapter("UNet"),
+        make_inputs={"timestep": timestep, "time_ids": time_ids, SCALE: any_scale},
         renames=rename_vae,
         rows=2 if guidance is None else 1,
         multiple=2 ** (len(config["block_out_channels"]) - 1),

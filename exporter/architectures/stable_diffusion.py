@@ -14,12 +14,13 @@ from exporter.architectures._unet import native_size, unet
 from exporter.architectures._vae import vae_components
 from exporter.architectures.base import Component
 from exporter.architectures.controlnet import controlnets, residuals_of
+from exporter.architectures.ip_adapter import image_encoders, picture_inputs
 from exporter.architectures.t2i_adapter import adapters, features_of
 from exporter.checkpoints import Checkpoint
 
 
 def components(checkpoint: Checkpoint) -> list[Component]:
-    """`text_encoder`, (`controlnet` …,) `unet`, `vae_decoder`, `vae_encoder`: in the order of their use.
+    """`text_encoder`, (`image_encoder`, `controlnet` …,) `unet`, the two of the VAE: as they are used.
 
     Raises:
         CheckpointError: A part is missing, of another class, or does not fit the others.
@@ -31,5 +32,7 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     width = int(text.config["hidden_size"])
     nets, small = controlnets(checkpoint, native), adapters(checkpoint, native)
     residuals = residuals_of(nets) + features_of(small)
-    denoiser = unet(checkpoint, "unet", native, text_width=width, residuals=residuals)
-    return [text, *nets, *small, denoiser, *vae_components(checkpoint, native)]
+    eyes = image_encoders(checkpoint, native)
+    picture = picture_inputs(checkpoint, eyes)
+    denoiser = unet(checkpoint, "unet", native, text_width=width, residuals=residuals, picture=picture)
+    return [text, *eyes, *nets, *small, denoiser, *vae_components(checkpoint, native)]

@@ -13,6 +13,7 @@ from exporter.architectures._unet import native_size, unet
 from exporter.architectures._vae import vae_components
 from exporter.architectures.base import Component
 from exporter.architectures.controlnet import controlnets, residuals_of
+from exporter.architectures.ip_adapter import image_encoders, picture_inputs
 from exporter.architectures.t2i_adapter import adapters, features_of
 from exporter.checkpoints import Checkpoint
 
@@ -35,5 +36,9 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     pooled = int(texts[-1].config["projection_dim"])
     nets, small = controlnets(checkpoint, native, pooled=pooled), adapters(checkpoint, native)
     residuals = residuals_of(nets) + features_of(small)
-    denoiser = unet(checkpoint, "unet", native, text_width=width, pooled=pooled, residuals=residuals)
-    return [*texts, *nets, *small, denoiser, *vae_components(checkpoint, native)]
+    eyes = image_encoders(checkpoint, native)
+    denoiser = unet(
+        checkpoint, "unet", native, text_width=width, pooled=pooled, residuals=residuals,
+        picture=picture_inputs(checkpoint, eyes),
+    )  # fmt: skip
+    return [*texts, *eyes, *nets, *small, denoiser, *vae_components(checkpoint, native)]

@@ -82,6 +82,7 @@ def open_source(
     loras: Sequence[str] = (),
     scheduler: str | None = None,
     controlnets: Sequence[str] = (),
+    ip_adapters: Sequence[str] = (),
 ) -> Checkpoint:
     """Find a checkpoint and lay the user's overlays over it; see `resolve` and `overlays.lay_over`.
 
@@ -92,13 +93,13 @@ def open_source(
         source, revision=revision, variant=variant, progress=progress, allow_pickle=allow_pickle,
         config=config, tokenizer=tokenizer, base=base,
     )  # fmt: skip
-    if vae is None and not textual_inversions and not loras and scheduler is None and not controlnets:
+    if vae is None and scheduler is None and not (textual_inversions or loras or controlnets or ip_adapters):
         return checkpoint
     from exporter.checkpoints.overlays import lay_over
 
     return lay_over(
         checkpoint, vae=vae, textual_inversions=textual_inversions, loras=loras, scheduler=scheduler,
-        allow_pickle=allow_pickle, controlnets=controlnets,
+        allow_pickle=allow_pickle, controlnets=controlnets, ip_adapters=ip_adapters,
     )  # fmt: skip
 
 

@@ -23,6 +23,10 @@ FLAGS = [
         help="Add the ControlNet of this folder, checkpoint or Hub id; repeatable.",
     ),
     click.option(
+        "--ip-adapter", "ip_adapters", multiple=True, metavar="SOURCE[:FILE]",
+        help="Add this IP-Adapter: a file, or FILE in a folder or Hub id.",
+    ),
+    click.option(
         "--textual-inversion", "textual_inversions", multiple=True, metavar="FILE",
         help="Add the tokens of this file to tokenizer and text encoder; repeatable.",
     ),
@@ -49,7 +53,7 @@ FLAGS = [
 ]  # fmt: skip
 NAMES = (
     "loras", "vae", "controlnets", "textual_inversions", "scheduler", "config", "tokenizer", "base",
-    "allow_pickle",
+    "allow_pickle", "ip_adapters",
 )  # fmt: skip
 
 

@@ -46,6 +46,11 @@ from exporter.errors import DestinationError
             'exporter run scribble-onnx "a lighthouse" -o house.png --control edges.png --control-scale 0.8',
         ),
         (
+            "Take after a picture, with an artifact that has an IP-Adapter",
+            'exporter run look-onnx "a lighthouse" -o house.png --ip-adapter-image storm.jpg '
+            "--ip-adapter-scale 0.6",
+        ),
+        (
             "Try a LoRA on a checkpoint before it is converted",
             'exporter run model.safetensors "a lighthouse" -o try.png --lora style.safetensors:0.8',
         ),
@@ -111,6 +116,11 @@ from exporter.errors import DestinationError
     "--control-scale", "control_scales", multiple=True, type=Finite(),
     help="How much that picture counts; once for all of them, or for each.  [default: the pipeline's]",
 )  # fmt: skip
+@click.option(
+    "--ip-adapter-image", type=click.Path(path_type=Path), metavar="FILE",
+    help="Take after this picture, as an IP-Adapter looks at it.",
+)  # fmt: skip
+@click.option("--ip-adapter-scale", type=Finite(), help="How much that picture counts.  [default: 1]")
 @click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
 @click.option(
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
@@ -141,6 +151,8 @@ def command(
     vae_tiling: bool,
     controls: tuple[Path, ...],
     control_scales: tuple[float, ...],
+    ip_adapter_image: Path | None,
+    ip_adapter_scale: float | None,
     device: str | None,
     precision_hint: str | None,
     trust: bool,
@@ -161,7 +173,7 @@ def command(
     asked = {
         "--frames": frames, "--fps": fps, "--image": image, "--mask": mask, "--strength": strength,
         "--also": also or None, "--pictures": pictures if pictures > 1 else None,
-        "--control": controls or None,
+        "--control": controls or None, "--ip-adapter-image": ip_adapter_image,
     }  # fmt: skip
     video = clips.makes_clips(source)
     if video is not None:
@@ -175,6 +187,7 @@ def command(
     prompts = several.repeated([prompt, *also], pictures)
     paths = several.paths(picture, len(prompts))
     start, hole = (pipeline.open_picture(path) if path is not None else None for path in (image, mask))
+    model = pipeline.open_picture(ip_adapter_image) if ip_adapter_image is not None else None
     guides = [pipeline.open_picture(path) for path in controls]
     started = time.monotonic()
     with blame_changes(state), output.progress() as progress:
@@ -200,7 +213,8 @@ def command(
         else:
             painted = several.paint(
                 loaded, prompts, image=start, mask=hole, strength=strength, control=guides,
-                control_scale=control_scales, **common,
+                control_scale=control_scales, ip_adapter_image=model, ip_adapter_scale=ip_adapter_scale,
+                **common,
             )  # fmt: skip
     if clip is not None:
         write_clip(clip, picture)
@@ -239,6 +253,8 @@ def command(
             "vae_tiling": vae_tiling,
             "control": list(controls),
             "control_scale": list(control_scales),
+            "ip_adapter_image": ip_adapter_image,
+            "ip_adapter_scale": ip_adapter_scale,
             "verified": state.verdict if state is not None else None,
             "seconds": round(seconds, 3),
             "compile_seconds": round(compiling, 3),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exporter.architectures.controlnet import control_argument, controller, is_controlnet, scale_argument
+from exporter.architectures.ip_adapter import NAME as IMAGE_ENCODER
+from exporter.architectures.ip_adapter import looks, set_scale
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
 
 if TYPE_CHECKING:
@@ -19,10 +21,13 @@ STRENGTH = 0.5
 """Of runs that start from a picture; they are given 1/STRENGTH times as many steps, so that all are run."""
 SCALES = (0.9, 0.6)
 """How much the first ControlNet counts, and each further one: no number that could be left out."""
+LOOK = 0.7
+"""How much the picture counts that an IP-Adapter looks at."""
 
 
 def given_to(pipeline: Any, plan: Plan, count: int) -> dict[str, Any]:
-    """The arguments of a pipeline's call that follow from the task it was made for.
+    """The arguments of a pipeline's call that follow from the task it was made for; the scale of an
+    IP-Adapter, which is none of them, is set in the pipeline.
 
     Args:
         count: Pictures of the call.
@@ -47,11 +52,17 @@ def given_to(pipeline: Any, plan: Plan, count: int) -> dict[str, Any]:
             pictures = [pictures[0][:, : follows.config.in_channels].repeat(count, 1, 1, 1)]
         given[control] = pictures if several else pictures[0]
         given[scale] = scales if several else scales[0]
+    if looks(pipeline):
+        set_scale(pipeline, LOOK)
+        given["ip_adapter_image"] = look(pipeline.image_encoder.config.image_size)
     return {name: value for name, value in given.items() if name in known}
 
 
 def control_note(plan: Plan, names: list[str]) -> str | None:
-    """What the ControlNets of a run read, for the report; None where there is none."""
+    """What the ControlNets or the IP-Adapter of a run read, for the report; None where there is none."""
+    if IMAGE_ENCODER in names:
+        seen = f"The IP-Adapter looks at waves of colour (exporter.parity.given.look), at scale {LOOK:g}."
+        return " ".join(filter(None, (seen, control_note(plan, [n for n in names if n != IMAGE_ENCODER]))))
     count = sum(is_controlnet(name) or name == ADAPTER for name in names)
     if not count:
         return None
@@ -64,12 +75,23 @@ def control_note(plan: Plan, names: list[str]) -> str | None:
     )
 
 
+def look(pixels: int) -> torch.Tensor:
+    """What an IP-Adapter's encoder is shown: the same waves, `[1, 3, pixels, pixels]`, about as CLIP's are
+    scaled."""
+    return (waves(pixels, pixels)[None] - 0.45) / 0.27
+
+
 def start(plan: Plan, count: int) -> torch.Tensor:
     """Something to start from: smooth waves of three colours, `[count, 3, height, width]` in [0, 1]."""
-    down = torch.linspace(0, 6.0, plan.height).view(-1, 1)
-    across = torch.linspace(0, 4.0, plan.width).view(1, -1)
-    waves = [torch.sin(down + phase) * torch.cos(across * (1 + phase)) for phase in (0.0, 1.0, 2.0)]
-    return (torch.stack(waves) / 2 + 0.5).expand(count, -1, -1, -1).contiguous()
+    return waves(plan.height, plan.width).expand(count, -1, -1, -1).contiguous()
+
+
+def waves(height: int, width: int) -> torch.Tensor:
+    """`[3, height, width]` in [0, 1]."""
+    down = torch.linspace(0, 6.0, height).view(-1, 1)
+    across = torch.linspace(0, 4.0, width).view(1, -1)
+    found = [torch.sin(down + phase) * torch.cos(across * (1 + phase)) for phase in (0.0, 1.0, 2.0)]
+    return torch.stack(found) / 2 + 0.5
 
 
 def mask(plan: Plan) -> torch.Tensor:

@@ -19,6 +19,7 @@ from exporter.architectures import encoded_names, is_generic
 from exporter.architectures.baked.driving import driver_of
 from exporter.architectures.base import DENOISERS, runs_each_step
 from exporter.architectures.controlnet import control_argument, joined
+from exporter.architectures.ip_adapter import NAME as IMAGE_ENCODER
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.calls import at_the_size_asked_for, watched
 from exporter.errors import UnsupportedError
@@ -153,7 +154,7 @@ def paint(
         with ExitStack() as stack:
             for name in names:
                 each_step = runs_each_step(name) or ports.components[name].folder in DENOISERS
-                if each_step or name in (ADAPTER, "vae_encoder"):
+                if each_step or name in (ADAPTER, IMAGE_ENCODER, "vae_encoder"):
                     ports.open[name] = stack.enter_context(open_backend(name))
             for g, group in enumerate(groups):
                 _denoise(pipeline, ports, plan, painted, g, group, embeddings[g], tick)

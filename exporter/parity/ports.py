@@ -14,6 +14,8 @@ import torch
 from exporter.architectures.baked.driving import Driver
 from exporter.architectures.base import DENOISERS, origin
 from exporter.architectures.controlnet import is_controlnet, numbered
+from exporter.architectures.ip_adapter import NAME as IMAGE_ENCODER
+from exporter.architectures.ip_adapter import encoded, pictured
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.errors import UnsupportedError
 from exporter.parity.arithmetic import Tensors
@@ -68,7 +70,7 @@ class Ports:
             bound = signature.bind(None, *args, **kwargs).arguments
             bound |= bound.pop("added_cond_kwargs", None) or {}
             said = {k: v for k, v in bound.items() if not (v is None or (isinstance(v, dict) and not v))}
-            given = {renamed.get(key, key): value for key, value in numbered(said).items()}
+            given = {renamed.get(key, key): value for key, value in pictured(numbered(said), module).items()}
             inputs = {}
             for spec in component.inputs:
                 if spec.name not in given:
@@ -94,6 +96,8 @@ class Ports:
                 return down, middle
             if name == ADAPTER:
                 return list(named.values())
+            if name == IMAGE_ENCODER:
+                return encoded(named)
             return _Outputs(named)
 
         return call

@@ -63,7 +63,8 @@ class Recipe(Section):
         model: What to convert, as after `exporter convert`.
         revision / variant: Of a Hub repository.
         loras: `FILE` or `FILE:SCALE` each, fused into the weights.
-        vae / textual_inversions / controlnets: Laid over the model, as `exporter convert` does it.
+        vae / textual_inversions / controlnets / ip_adapters: Laid over the model, as `exporter convert`
+            does it.
         scheduler: A scheduler of diffusers in the place of the model's own.
         config / tokenizer: Folders that tell what a model in one file does not.
         base: Folder or Hub id that has the parts which a model in one file lacks.
@@ -89,6 +90,7 @@ class Recipe(Section):
     vae: str | None = None
     textual_inversions: list[str] = Field(default_factory=list)
     controlnets: list[str] = Field(default_factory=list)
+    ip_adapters: list[str] = Field(default_factory=list)
     scheduler: str | None = None
     config: str | None = None
     tokenizer: str | None = None
@@ -108,7 +110,7 @@ class Recipe(Section):
         """How the model is opened and what is laid over it: arguments of `checkpoints.open_source`."""
         names = (
             "loras", "vae", "textual_inversions", "controlnets", "scheduler", "config", "tokenizer", "base",
-            "allow_pickle",
+            "allow_pickle", "ip_adapters",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

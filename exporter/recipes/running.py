@@ -270,6 +270,8 @@ def _intake_of(source: SourceRecord) -> dict[str, Any]:
             found.setdefault("textual_inversions", []).append(overlay.source)
         elif overlay.kind == "controlnet":
             found.setdefault("controlnets", []).append(overlay.source)
+        elif overlay.kind == "ip_adapter":
+            found["ip_adapters"] = [overlay.source]
         elif overlay.kind == "vae":
             found["vae"] = overlay.source
         elif overlay.kind == "scheduler":

@@ -23,6 +23,7 @@ from exporter.targets.clients import PROMPT as PROMPT
 from exporter.targets.clients import Client as Client
 from exporter.targets.clients import diffusers_code as diffusers_code
 from exporter.targets.clients import exporter_client as exporter_client
+from exporter.targets.clients import has_ip_adapter as has_ip_adapter
 from exporter.targets.clients import only_ours as only_ours
 from exporter.targets.integers import Calibration as Calibration
 from exporter.targets.integers import QuantisedWeight as QuantisedWeight
@@ -328,7 +329,8 @@ class Target(ABC):
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""
         clip = manifest.source.pipeline_class in VIDEO_PIPELINES
-        return [exporter_client(repo, self.package, trust=self.executable, clip=clip)]
+        look = has_ip_adapter(manifest)
+        return [exporter_client(repo, self.package, trust=self.executable, clip=clip, look=look)]
 
     def unchecked(self, root: Path) -> dict[str, str]:
         """What belongs to an artifact and cannot be judged on this system: its path → why, and what to do.

@@ -59,15 +59,26 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, ar
 
 def only_ours(manifest: Manifest) -> bool:
     """Whether other clients cannot run an artifact: its denoiser is two graphs, of which they know one, and
-    take what that gives besides for its result (optimum 2.x)."""
+    take what that gives besides for its result (optimum 2.x); or it has an IP-Adapter, which none of them
+    passes a picture to."""
     from exporter.architectures.baked import SEVERAL_GRAPHS
 
+    if has_ip_adapter(manifest):
+        return True
     return any(each.name in SEVERAL_GRAPHS for each in manifest.techniques)
 
 
-def exporter_client(repo: str, package: str, *, trust: bool = False, clip: bool = False) -> Client:
+def has_ip_adapter(manifest: Manifest) -> bool:
+    """Whether an IP-Adapter was laid over what was converted."""
+    return any(overlay.kind == "ip_adapter" for overlay in manifest.source.overlays)
+
+
+def exporter_client(
+    repo: str, package: str, *, trust: bool = False, clip: bool = False, look: bool = False
+) -> Client:
     """`exporter run`, which opens every format; of a program, only if it is trusted."""
     code = f'exporter run {repo} "{PROMPT}" -o {"clip.gif" if clip else "picture.png"}'
+    code += " --ip-adapter-image look.png" if look else ""
     if trust:
         code = f"# This artifact is a program; trust it only if you trust its author.\n{code} --trust"
     install = f'pip install "{package}"' if "[" in package else f"pip install {package}"

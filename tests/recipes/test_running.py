@@ -12,6 +12,7 @@ from exporter import recipes
 from exporter.artifact import Artifact
 from exporter.errors import BackendMissing
 from exporter.targets import target_names
+from tests import ip_adapters
 from tests.cli.runner import invoke
 
 pytest.importorskip("onnx")
@@ -28,11 +29,11 @@ def test_the_shelf() -> None:
 
 
 GPU = {"pytorch/gpu-low-memory", "pytorch/gpu-cuda-graph"}
-FLUX = {"pytorch/transformer-cache", "pytorch/gpus-xdit", "pytorch/gpus-para-attention"}
-"""For a model of the Hub; tests/techniques looks at what they ask for."""
+HUB = {"onnx/ip-adapter", "pytorch/transformer-cache", "pytorch/gpus-xdit", "pytorch/gpus-para-attention"}
+"""Of models that are not embedded; tests/techniques and tests/test_ip_adapter.py look at what they ask for."""
 
 
-@pytest.mark.parametrize("name", [r.name for r in SHELF if r.name not in GPU | FLUX])
+@pytest.mark.parametrize("name", [r.name for r in SHELF if r.name not in GPU | HUB])
 def test_every_recipe_can_be_run_on_the_embedded_model(name: str) -> None:
     if name == "pytorch/int8":
         pytest.importorskip("torchao")
@@ -42,7 +43,8 @@ def test_every_recipe_can_be_run_on_the_embedded_model(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [r.name for r in SHELF if r.name != "both/publish" and not r.name.startswith("pytorch/")]
+    "name",
+    [r.name for r in SHELF if r.name not in HUB | {"both/publish"} and not r.name.startswith("pytorch/")],
 )
 def test_every_recipe_runs_on_a_tiny_model(
     name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,6 +61,19 @@ def test_every_recipe_runs_on_a_tiny_model(
         manifest = Artifact.open(row.output).manifest
         assert manifest.target == row.target and manifest.recipe is not None
         assert manifest.verification_skipped
+
+
+def test_the_recipe_with_an_ip_adapter(tiny: Path, tmp_path: Path) -> None:
+    folder = ip_adapters.write(tiny / "unet", tmp_path / "adapter")
+    given = [f"model={tiny}", f"adapter={folder}", f"output={tmp_path / 'out'}", "components=[vae_encoder]"]
+    recipe = recipes.read(recipes.find("onnx/ip-adapter"), [*given, "verify.enabled=false"])
+    assert [row.error for row in recipes.check(recipe)] == [None]
+    (row,) = recipes.run(recipe).rows
+    assert row.error is None and row.output is not None
+    manifest = Artifact.open(row.output).manifest
+    assert [o.kind for o in manifest.source.overlays] == ["ip_adapter"]
+    again = recipes.from_manifest(manifest.model_copy(update={"recipe": None}))
+    assert again.ip_adapters == [str(folder)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

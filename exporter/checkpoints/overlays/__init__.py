@@ -1,5 +1,5 @@
-"""What is laid over a checkpoint before it is exported: another autoencoder, ControlNets, tokens, LoRAs, a
-scheduler."""
+"""What is laid over a checkpoint before it is exported: another autoencoder, ControlNets, an IP-Adapter,
+tokens, LoRAs, a scheduler."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from exporter.artifact import OverlayRecord
 from exporter.checkpoints.checkpoint import Checkpoint
 from exporter.checkpoints.overlays.base import Overlaid
 from exporter.checkpoints.overlays.controlnet import with_controlnets
+from exporter.checkpoints.overlays.ip_adapter import with_ip_adapter
 from exporter.checkpoints.overlays.lora import LoraRequest, with_loras
 from exporter.checkpoints.overlays.scheduler import with_scheduler
 from exporter.checkpoints.overlays.textual_inversion import with_tokens
@@ -27,6 +28,7 @@ def lay_over(
     scheduler: str | None = None,
     allow_pickle: bool = False,
     controlnets: Sequence[str] = (),
+    ip_adapters: Sequence[str] = (),
 ) -> Checkpoint:
     """The checkpoint with everything laid over it, in the order of the arguments.
 
@@ -35,8 +37,9 @@ def lay_over(
         textual_inversions: Files with embeddings of new tokens.
         loras: `FILE` or `FILE:SCALE` each.
         scheduler: Name of a class of diffusers.
-        allow_pickle: Open pickled embeddings, autoencoders and ControlNets.
+        allow_pickle: Open pickled embeddings, autoencoders, ControlNets and IP-Adapters.
         controlnets: Folders, Hub ids or checkpoints of ControlNets; laid after the autoencoder.
+        ip_adapters: One `SOURCE[:PATH]` of an IP-Adapter; laid after the ControlNets.
 
     Raises:
         CheckpointError: A file is missing, damaged, or does not fit the checkpoint.
@@ -46,6 +49,8 @@ def lay_over(
         checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
     if controlnets:
         checkpoint = with_controlnets(checkpoint, controlnets, allow_pickle=allow_pickle)
+    if ip_adapters:
+        checkpoint = with_ip_adapter(checkpoint, ip_adapters, allow_pickle=allow_pickle)
     for file in textual_inversions:
         checkpoint = with_tokens(checkpoint, file, allow_pickle=allow_pickle)
     if loras:
@@ -65,13 +70,15 @@ def lay_again(
     """
     vae = next((r.source for r in records if r.kind == "vae"), None)
     nets = [r.source for r in records if r.kind == "controlnet"]
+    pictures = [r.source for r in records if r.kind == "ip_adapter"]
     tokens = [r.source for r in records if r.kind == "textual_inversion"]
     loras = [r for r in records if r.kind == "lora"]
     scheduler = next((r.source for r in records if r.kind == "scheduler"), None)
     try:
         result = lay_over(
-            checkpoint, vae=vae, textual_inversions=tokens, allow_pickle=allow_pickle, controlnets=nets
-        )
+            checkpoint, vae=vae, textual_inversions=tokens, allow_pickle=allow_pickle, controlnets=nets,
+            ip_adapters=pictures,
+        )  # fmt: skip
         if loras:
             requests = [LoraRequest(r.source, 1.0 if r.scale is None else r.scale) for r in loras]
             result = with_loras(result, requests)

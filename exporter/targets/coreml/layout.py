@@ -189,6 +189,11 @@ def check_known(component: Component) -> None:
             "Apple's runners know no T2I-Adapter, so a UNet that takes its features is not converted.",
             hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
         )
+    if any(spec.name == "image_embeds" for spec in component.inputs):
+        raise UnsupportedError(
+            "Apple's runners know no IP-Adapter, so a UNet that looks at a picture is not converted.",
+            hint="Leave out --ip-adapter, or convert it --to onnx, openvino, torchscript or pt2.",
+        )
     if component.class_name == "ControlNetModel" or any("_residual" in s.name for s in component.inputs):
         raise UnsupportedError(
             "Apple's runners take a ControlNet without a scale, and a `control-unet` whose residuals "

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.architectures.base import Component
+from exporter.architectures.ip_adapter import KEY as IP_ADAPTER
 from exporter.artifact import TensorRecord
 from exporter.checkpoints import Checkpoint, StoredTensor
 from exporter.checkpoints.derived import OtherFile
 from exporter.checkpoints.safetensors_file import ITEM_BYTES
-from exporter.errors import UsageError
+from exporter.errors import UnsupportedError, UsageError
 from exporter.progress import Progress
 from exporter.storage import FLOAT8, SAFETENSORS_NAMES, TORCH_NAMES, goes_to_float8, is_float
 from exporter.targets.base import Estimate, ExportedComponent
@@ -33,7 +34,14 @@ def estimate(component: Component, options: SafetensorsOptions) -> Estimate:
 
     Raises:
         UsageError: Weights would be written in float8 that nobody computes with.
+        UnsupportedError: The UNet has an IP-Adapter.
     """
+    if IP_ADAPTER in component.config:
+        raise UnsupportedError(
+            "diffusers opens an IP-Adapter beside a checkpoint (load_ip_adapter), never inside one: a folder "
+            "of safetensors that held it would lose it on loading.",
+            hint="Leave out --ip-adapter and load it in diffusers; or convert --to onnx, openvino or pt2.",
+        )
     options = suited(options, component.checkpoint, component.folder)
     check_float8(component, options)
     disk = sum(
