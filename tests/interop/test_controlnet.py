@@ -46,7 +46,7 @@ def test_diffusers_opens_what_was_laid_together(tiny: Path, nets: list[str], tmp
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "coreml"])
 def test_the_command_line_from_end_to_end(tiny: Path, nets: list[str], tmp_path: Path, target: str) -> None:
     out, edges = tmp_path / "artifact", tmp_path / "edges.png"
     drawing().save(edges)

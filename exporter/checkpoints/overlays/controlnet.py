@@ -116,6 +116,17 @@ def class_below(records: Sequence[OverlayRecord], laid: str) -> str:
     return next((str(r.details[OVER]) for r in records if r.kind == "controlnet" and OVER in r.details), laid)
 
 
+def source_below(checkpoint: Checkpoint, folder: str) -> str | None:
+    """Where the ControlNet of a folder was taken from, if it was laid over the checkpoint."""
+    below: Checkpoint | None = checkpoint
+    while below is not None:
+        if isinstance(below, WithControlNets) and folder in below.nets:
+            net = below.nets[folder]
+            return net.checkpoint.source
+        below = below.base if isinstance(below, Overlaid) else None
+    return None
+
+
 def _open(source: str, allow_pickle: bool) -> list[Net]:
     path = Path(source).expanduser()
     if path.is_file():

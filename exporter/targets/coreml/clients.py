@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from exporter.artifact import Manifest
 from exporter.targets.base import PROMPT, Client
+from exporter.targets.coreml.layout import kind_of
+from exporter.targets.coreml.names import CONTROLNET_PREFIX, compiled_name
 
 SPECIFICATION = """\
 from pathlib import Path
@@ -22,10 +26,16 @@ for package in sorted(Path(snapshot_download("{repo}")).glob("*.mlpackage")):
 def apple(repo: str, manifest: Manifest) -> list[Client]:
     """Apple's Swift and Python runners. They need a Mac, so the commands have not been run here."""
     fetch = f"hf download {repo} --local-dir model"
+    nets = [record.entry for record in manifest.components if kind_of(record.name) == "controlnet"]
+    pictures = "".join(f" edges_{number}.png" for number in range(1, len(nets) + 1))
+    names = " ".join(str(compiled_name(entry)).rpartition("/")[2] for entry in nets)
+    swift_nets = f" --controlnet {names} --controlnet-inputs{pictures}" if nets else ""
+    ids = " ".join(Path(entry).stem.removeprefix(CONTROLNET_PREFIX) for entry in nets)
+    python_nets = f" --controlnet {ids} --controlnet-inputs{pictures}" if nets else ""
     swift = (
         f"{fetch}\nsh model/Resources/compile.sh\n"
         "git clone https://github.com/apple/ml-stable-diffusion && cd ml-stable-diffusion\n"
-        f'swift run StableDiffusionSample "{PROMPT}" --resource-path ../model/Resources --seed 7'
+        f'swift run StableDiffusionSample "{PROMPT}" --resource-path ../model/Resources --seed 7{swift_nets}'
     )
     clients = [Client("Swift (ml-stable-diffusion)", "", "sh", swift, system="macOS")]
     source = manifest.source.source
@@ -35,7 +45,7 @@ def apple(repo: str, manifest: Manifest) -> list[Client]:
         python = (
             f"{fetch}\n"
             f'python -m python_coreml_stable_diffusion.pipeline --prompt "{PROMPT}" -i model -o . '
-            f"--model-version {source} --seed 7"
+            f"--model-version {source} --seed 7{python_nets}"
         )
         install = "pip install git+https://github.com/apple/ml-stable-diffusion"
         clients.append(Client("Python (ml-stable-diffusion)", install, "sh", python, system="macOS"))

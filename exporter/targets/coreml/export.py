@@ -23,16 +23,9 @@ from exporter.targets.base import (
 )
 from exporter.targets.coreml.chunks import second_of, split
 from exporter.targets.coreml.functions import add_function, function_name
-from exporter.targets.coreml.layout import (
-    RESOURCES,
-    as_apple,
-    check_known,
-    layout_of,
-    model_id,
-    needs_float32,
-    package_name,
-)
+from exporter.targets.coreml.layout import as_apple, check_known, has_attention, layout_of, needs_float32
 from exporter.targets.coreml.modules import capture
+from exporter.targets.coreml.names import RESOURCES, compiled_name, package_of
 from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY, describe, module_map, owners
 from exporter.targets.coreml.options import CoremlOptions
 from exporter.targets.coreml.package import SCALARS_KEY
@@ -97,7 +90,7 @@ def export(
         outputs=tuple(_ours(component.outputs, size)),
         details={
             "precision_hint": "f32" if options.dtype == "float32" else "f16",
-            "attention": options.attention if component.name == "unet" else "original",
+            "attention": options.attention if has_attention(component.name) else "original",
             "deployment_target": options.deployment_target,
             "compute_units": options.compute_units,
             "compiled": {"verdict": "INCONCLUSIVE", "command": commands(parts[0])},
@@ -177,7 +170,7 @@ def export_one(
     for key, note in notes.items():
         model.user_defined_metadata[key] = json.dumps(note, separators=(",", ":"))
     progress.start(f"{component.name}: writing")
-    entry = folder / package_name(model_id(component.checkpoint), component.name)
+    entry = folder / package_of(component)
     frontend.save(model, entry)
     progress.done()
     smaller = compressed(component, entry, options, progress, like)
@@ -243,7 +236,8 @@ def export_size(component: Component, options: Options) -> Size:
 
 def compile_command(package: str) -> str:
     """What makes a package into the compiled model that Swift reads; only a Mac has it."""
-    return f"xcrun coremlcompiler compile {package} {RESOURCES}/"
+    folder, slash, _ = (compiled_name(package) or "").rpartition("/")
+    return f"xcrun coremlcompiler compile {package} {RESOURCES}/{folder}{slash}"
 
 
 def for_component(component: Component, options: CoremlOptions) -> CoremlOptions:

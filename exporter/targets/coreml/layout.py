@@ -1,16 +1,16 @@
-"""What Apple's runners look for: file names, tensor names, shapes and dtypes.
+"""What Apple's runners look for: tensor names, shapes and dtypes. Names of files: `names.py`.
 
 From apple/ml-stable-diffusion (commit e12202c): `python_coreml_stable_diffusion/torch2coreml.py` names
-the packages and tensors, `coreml_model.py` and `pipeline.py` read them, and so does
-`swift/StableDiffusion/pipeline`. A `Binding` says how one of Apple's tensors and one of the component's
-own (`architectures`) are the same thing.
+the tensors, `coreml_model.py` and `pipeline.py` read them, and so does `swift/StableDiffusion/pipeline`.
+A `Binding` says how one of Apple's tensors and one of the component's own (`architectures`) are the same
+thing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exporter.architectures.base import Component, Size
-    from exporter.checkpoints import Checkpoint
-
-RESOURCES = "Resources"
-RESOURCE_NAMES = {
-    "text_encoder": "TextEncoder",
-    "text_encoder_2": "TextEncoder2",
-    "unet": "Unet",
-    "unet_chunk1": "UnetChunk1",
-    "unet_chunk2": "UnetChunk2",
-    "vae_decoder": "VAEDecoder",
-    "vae_encoder": "VAEEncoder",
-}
-"""Name of the compiled model in the folder that the Swift package reads (`ResourceURLs`)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,19 @@ INPUTS: dict[str, tuple[Binding, ...]] = {
     ),
     "vae_decoder": (Binding("z", "latent_sample", half=True),),
     "vae_encoder": (Binding("x", "sample", half=True),),
+    "controlnet": (
+        Binding("sample", "sample", half=True),
+        Binding("timestep", "timestep", half=True, form="rows"),
+        Binding("encoder_hidden_states", "encoder_hidden_states", half=True, form="text"),
+        Binding("controlnet_cond", "controlnet_cond", half=True),
+    ),
 }
+"""Of a component, by `kind_of` its name. What ControlNets hand to a UNet is in `input_bindings`."""
+SCALE = "conditioning_scale"
+"""How much a ControlNet counts: it multiplies what it gives. Apple's packages have no such input, so it is
+applied outside them."""
+RESIDUAL = "additional_residual_"
+"""Apple's name of what a ControlNet gives the UNet, with a number; the last is that of the middle."""
 HIDDEN = "hidden_embeds"
 """What SDXL takes of a text encoder: the state before the last layer. Its number is in the package."""
 OUTPUTS_KEY = "exporter.outputs"
@@ -84,6 +83,7 @@ OUTPUTS: dict[str, tuple[Binding, ...]] = {
     "unet": (Binding("noise_pred", "out_sample"),),
     "vae_decoder": (Binding("image", "sample"),),
     "vae_encoder": (Binding("latent", "latent_parameters"),),
+    "controlnet": (),
 }
 DESCRIPTIONS = {
     "input_ids": "Token ids of the prompt, padded to the model's length, as float32.",
@@ -100,7 +100,15 @@ DESCRIPTIONS = {
     "image": "The picture in [-1, 1].",
     "x": "The picture in [-1, 1].",
     "latent": "Mean and log-variance of the latents, before the scaling factor.",
+    "controlnet_cond": "The picture to follow in [0, 1], for both rows.",
 }
+
+
+def description(name: str) -> str:
+    """What a tensor of Apple's is, in a sentence."""
+    if name.startswith(RESIDUAL):
+        return "What the ControlNet adds to a layer of the UNet; several ControlNets are summed."
+    return DESCRIPTIONS[name]
 
 
 @dataclass(frozen=True)
@@ -153,19 +161,61 @@ def bindings(component: Component) -> tuple[tuple[Binding, ...], tuple[Binding, 
         UnsupportedError: Apple's runners know no such component, or have no name for one of its inputs.
     """
     check_known(component)
-    known = {binding.ours: binding for binding in INPUTS[component.name]}
-    odd = [spec.name for spec in component.inputs if spec.name not in known]
+    kind = kind_of(component.name)
+    given = [spec.name for spec in component.inputs if (kind, spec.name) != ("controlnet", SCALE)]
+    known = {binding.ours: binding for binding in input_bindings(component.name, given)}
+    odd = [name for name in given if name not in known]
     if odd:
         raise UnsupportedError(
-            f"Apple's runners give a {component.name} no {odd[0]!r}, which this model wants.",
+            f"Apple's runners give a {kind} no {odd[0]!r}, which this model wants.",
             hint="Convert it --to onnx or openvino.",
         )
-    inputs = tuple(known[spec.name] for spec in component.inputs)
-    if is_xl_text(component.name, [spec.name for spec in component.outputs]):
+    inputs = tuple(known[name] for name in given)
+    names = [spec.name for spec in component.outputs]
+    if is_xl_text(component.name, names):
         hidden, pooled = component.outputs
         return inputs, (Binding(HIDDEN, hidden.name), Binding("pooled_outputs", pooled.name))
-    outputs = {binding.ours: binding for binding in OUTPUTS[component.name]}
-    return inputs, tuple(outputs[spec.name] for spec in component.outputs)
+    outputs = {binding.ours: binding for binding in output_bindings(component.name, names)}
+    return inputs, tuple(outputs[name] for name in names)
+
+
+def kind_of(name: str) -> str:
+    """What a component of that name is to Apple's runners: of ControlNets there may be several."""
+    return "controlnet" if re.fullmatch(r"controlnet(_\d+)?", name) else name
+
+
+def has_attention(name: str) -> bool:
+    """Whether the form of attention is chosen for a component: UNets and their ControlNets."""
+    return kind_of(name) in ("unet", "controlnet")
+
+
+def input_bindings(component: str, names: Sequence[str]) -> tuple[Binding, ...]:
+    """The inputs of a component of that name, among them what ControlNets give a UNet.
+
+    Args:
+        names: Of its inputs, Apple's or ours: as many residuals as these have are expected.
+    """
+    kind = kind_of(component)
+    residuals = residual_bindings(names, "block_additional_residual") if kind == "unet" else ()
+    return (*INPUTS[kind], *residuals)
+
+
+def output_bindings(component: str, names: Sequence[str]) -> tuple[Binding, ...]:
+    """The outputs, as `input_bindings` gives the inputs."""
+    kind = kind_of(component)
+    return residual_bindings(names, "block_res_sample") if kind == "controlnet" else OUTPUTS[kind]
+
+
+def residual_bindings(names: Iterable[str], ours: str) -> tuple[Binding, ...]:
+    """`additional_residual_0` … : those of the way down (a list of diffusers'), then that of the middle."""
+    count = sum(name.startswith((RESIDUAL, f"down_{ours}", f"mid_{ours}")) for name in names)
+    down = [Binding(f"{RESIDUAL}{n}", f"down_{ours}s_{n}", half=True) for n in range(count - 1)]
+    return (*down, Binding(f"{RESIDUAL}{count - 1}", f"mid_{ours}", half=True)) if count else ()
+
+
+def is_controlled(names: Iterable[str]) -> bool:
+    """Whether a UNet with inputs of these names, Apple's or ours, takes what a ControlNet gives."""
+    return bool(residual_bindings(names, "block_additional_residual"))
 
 
 STRANGE_TEXTS = ("T5EncoderModel", "Gemma2Model")
@@ -194,15 +244,22 @@ def check_known(component: Component) -> None:
             "Apple's runners know no IP-Adapter, so a UNet that looks at a picture is not converted.",
             hint="Leave out --ip-adapter, or convert it --to onnx, openvino, torchscript or pt2.",
         )
-    if component.class_name == "ControlNetModel" or any("_residual" in s.name for s in component.inputs):
+    kind, inputs = kind_of(component.name), {spec.name: spec for spec in component.inputs}
+    if "text_embeds" in inputs and (kind == "controlnet" or is_controlled(inputs)):
         raise UnsupportedError(
-            "Apple's runners take a ControlNet without a scale, and a `control-unet` whose residuals "
-            f"are called additional_residual_0 …; this version writes neither, so the {component.name} of a "
-            f"{component.checkpoint.pipeline_class} is not converted to Core ML.",
+            "Apple's runners give a ControlNet neither text_embeds nor time_ids, and Swift refuses one for "
+            f"Stable Diffusion XL, so the {component.name} of a {component.checkpoint.pipeline_class} is not "
+            "converted to Core ML.",
             hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors, or the model without its "
             "ControlNet to Core ML.",
         )
-    if component.name not in INPUTS or component.class_name in STRANGE_TEXTS:
+    if kind == "controlnet" and inputs["controlnet_cond"].dims[1] != 3:
+        raise UnsupportedError(
+            "Apple's runners give a ControlNet pictures of 3 channels, the "
+            f"{component.name} of this checkpoint reads {inputs['controlnet_cond'].dims[1]}.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
+        )
+    if kind not in INPUTS or component.class_name in STRANGE_TEXTS:
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "
             f"({component.class_name}), which a {component.checkpoint.pipeline_class} has.",
@@ -275,25 +332,3 @@ def to_apple(binding: Binding, array: np.ndarray, shape: tuple[int, ...]) -> np.
     if binding.form == "text":
         return array.transpose(0, 2, 1)[:, :, None, :]
     return np.broadcast_to(array.reshape(()), shape) if binding.form == "rows" else array
-
-
-def model_id(checkpoint: Checkpoint) -> str:
-    """What Apple calls the model version: the id on the Hub, or the name of a local folder."""
-    if checkpoint.source.startswith("builtin:"):
-        return checkpoint.source.removeprefix("builtin:")
-    local = Path(checkpoint.source).expanduser()
-    return local.resolve().name if local.exists() else checkpoint.source
-
-
-def package_name(model: str, component: str) -> str:
-    """`Stable_Diffusion_version_<model>_<component>.mlpackage`, slashes as underscores.
-
-    What `coreml_model._load_mlpackage` opens for `--model-version <model>`.
-    """
-    tail = {"controlnet": f"ControlNet_{portable(model)}"}.get(component)
-    return f"{tail or f'Stable_Diffusion_version_{portable(model)}_{component}'}.mlpackage"
-
-
-def portable(model: str) -> str:
-    """A model id as a part of a file name: `runwayml/x` → `runwayml_x`."""
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in model.strip("/"))

@@ -13,11 +13,19 @@ from typing import Any
 from exporter.targets.coreml.chunks import PARTS
 from exporter.targets.coreml.functions import SPEC_18
 from exporter.targets.coreml.interpreter import ARRAY_TYPES
-from exporter.targets.coreml.layout import INPUTS, OUTPUTS, is_xl_text
+from exporter.targets.coreml.layout import (
+    OUTPUTS,
+    Binding,
+    input_bindings,
+    is_controlled,
+    is_xl_text,
+    kind_of,
+    output_bindings,
+)
+from exporter.targets.coreml.names import CONTROLLED, CONTROLNET_PREFIX, PREFIX
 from exporter.targets.coreml.package import Functions, Package
 
 LATENT_CHANNELS = 4
-PREFIXES = ("Stable_Diffusion_version_", "ControlNet_")
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,15 @@ class Subject:
     outputs: dict[str, Port]
     half: bool
     packages: tuple[Chunk, ...]
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.component)
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """The inputs it should have, as many of a ControlNet's as it has."""
+        return input_bindings(self.component, list(self.inputs))
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -123,13 +140,19 @@ def _port(proto: Any) -> Port:
 @rule
 def file_name(subject: Subject) -> list[str]:
     """`coreml_model._load_mlpackage` opens `Stable_Diffusion_version_{model}_{submodule}.mlpackage`, with
-    every "/" of the model's name as "_", and raises FileNotFoundError for any other name."""
+    every "/" of the model's name as "_", and raises FileNotFoundError for any other name;
+    `_load_mlpackage_controlnet` opens `ControlNet_{model}.mlpackage`, and then the UNet is `control-unet`."""
+    if subject.kind == "controlnet":
+        named = subject.file_name.startswith(CONTROLNET_PREFIX)
+        return [] if named else [f"{subject.file_name} is not {CONTROLNET_PREFIX}….mlpackage"]
+    controlled = subject.kind == "unet" and is_controlled(subject.inputs)
+    ending = CONTROLLED if controlled else subject.component
     names = [chunk.file_name for chunk in subject.chunks] or [subject.file_name]
-    endings = [f"_{subject.component}{part}.mlpackage" for part in (PARTS if subject.chunks else ("",))]
+    endings = [f"_{ending}{part}.mlpackage" for part in (PARTS if subject.chunks else ("",))]
     return [
-        f"{name} is not Stable_Diffusion_version_…{ending}"
-        for name, ending in zip(names, endings, strict=True)
-        if not (name.startswith(PREFIXES) and name.endswith(ending))
+        f"{name} is not {PREFIX}…{end}"
+        for name, end in zip(names, endings, strict=True)
+        if not (name.startswith(PREFIX) and name.endswith(end))
     ]
 
 
@@ -137,9 +160,10 @@ def file_name(subject: Subject) -> list[str]:
 def input_names(subject: Subject) -> list[str]:
     """`coreml_model.CoreMLModel._verify_inputs` raises ValueError for a name it does not expect, and
     `pipeline.py` passes these. `Unet.predictNoise` in Swift passes `sample`, `timestep` and
-    `encoder_hidden_states`, and for SDXL `text_embeds` and `time_ids`; `TextEncoder` and `Decoder` take
+    `encoder_hidden_states`, for SDXL `text_embeds` and `time_ids`, and under their names what the ControlNets
+    give; `ControlNet.execute` passes the first three and `controlnet_cond`. `TextEncoder` and `Decoder` take
     whatever input there is."""
-    known = INPUTS[subject.component]
+    known = subject.bindings
     xl = any(binding.xl and binding.name in subject.inputs for binding in known)
     return _names("input", [b.name for b in known if xl or not b.xl], list(subject.inputs))
 
@@ -148,9 +172,12 @@ def input_names(subject: Subject) -> list[str]:
 def output_names(subject: Subject) -> list[str]:
     """`pipeline.py` reads `last_hidden_state`, `noise_pred` and `image` by name, and
     `TextEncoder.encode(ids:)` in Swift `last_hidden_state`; for SDXL both read `hidden_embeds` and
-    `pooled_outputs` (`TextEncoderXL.encode(ids:)`)."""
+    `pooled_outputs` (`TextEncoderXL.encode(ids:)`). Every output of a ControlNet is an input of the UNet."""
     xl = is_xl_text(subject.component, list(subject.outputs))
-    wanted = OUTPUTS["text_encoder_2" if xl else subject.component]
+    names = list(subject.outputs)
+    wanted = OUTPUTS["text_encoder_2"] if xl else output_bindings(subject.component, names)
+    if not wanted:
+        return [f"it has no output additional_residual_0 …, but {', '.join(names) or 'none'}"]
     return _names("output", [b.name for b in wanted], list(subject.outputs))
 
 
@@ -177,7 +204,7 @@ def input_types(subject: Subject) -> list[str]:
     """`CoreMLModel._verify_inputs` raises TypeError for another dtype; `pipeline.py` gives the UNet and the
     decoder float16, and the text encoder `input_ids` as float32."""
     faults = []
-    for binding in INPUTS[subject.component]:
+    for binding in subject.bindings:
         port = subject.inputs.get(binding.name)
         wanted = "float16" if binding.half and subject.half else "float32"
         if port is not None and port.dtype != wanted:
@@ -207,7 +234,7 @@ def shapes(subject: Subject) -> list[str]:
             if not fits(shape):
                 faults.append(f"input {name!r} is {list(shape)}, they give {wanted}")
 
-    if subject.component == "unet":
+    if subject.kind in ("unet", "controlnet"):
         expect("sample", lambda s: len(s) == 4 and s[0] == 2, "[2, channels, height, width]")
         expect("timestep", lambda s: s == (2,), "[2]")
         expect(
@@ -215,6 +242,7 @@ def shapes(subject: Subject) -> list[str]:
             lambda s: len(s) == 4 and s[0] == 2 and s[2] == 1,
             "[2, width, 1, tokens]",
         )
+        expect("controlnet_cond", lambda s: len(s) == 4 and s[:2] == (2, 3), "[2, 3, height, width]")
         expect("text_embeds", lambda s: len(s) == 2 and s[0] == 2, "[2, width]")
         expect("time_ids", lambda s: s in ((2, 6), (2, 5)), "[2, 6], or [2, 5] for a refiner")
     elif subject.component.startswith("text_encoder"):
@@ -266,7 +294,7 @@ def handed_on(subject: Subject) -> list[str]:
                 f"the first chunk gives {name!r} as {port.dtype} {list(port.shapes[0])}, the second takes "
                 f"{taken.dtype} {list(taken.shapes[0])}"
             )
-    known = [binding.name for binding in INPUTS[subject.component]]
+    known = [binding.name for binding in subject.bindings]
     return faults + [
         f"the second chunk wants {name!r}, which nobody gives it"
         for name in second.inputs

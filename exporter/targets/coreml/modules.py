@@ -5,9 +5,10 @@ Names, shapes and dtypes: `layout.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from exporter.errors import ExporterError, UnsupportedError
 from exporter.targets.coreml.attention import Attention, finite_masks, split_layers
+from exporter.targets.coreml.layout import has_attention, is_controlled, kind_of
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
@@ -69,6 +71,47 @@ class AppleXlUNet(AppleModule):
         )
 
 
+class AppleControlledUNet(AppleModule):
+    """A UNet's, and `additional_residual_0` …, what ControlNets give, summed.
+
+    Args:
+        names: The component's own names of these.
+    """
+
+    def __init__(self, component: nn.Module, names: Sequence[str]) -> None:
+        super().__init__(component)
+        self.names = tuple(names)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        *residuals: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        text = encoder_hidden_states.squeeze(2).transpose(1, 2)
+        given = dict(zip(self.names, residuals, strict=True))
+        return self.component(sample=sample, timestep=timestep, encoder_hidden_states=text, **given)
+
+
+class AppleControlNet(AppleModule):
+    """A UNet's, and `controlnet_cond` (2, 3, height, width). The scale is 1: it is applied outside."""
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        controlnet_cond: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        text = encoder_hidden_states.squeeze(2).transpose(1, 2)
+        inner: Any = self.component.inner
+        down, middle = inner(
+            sample, timestep, text, controlnet_cond, conditioning_scale=1.0, return_dict=False
+        )
+        return (*down, middle)
+
+
 class AppleVae(AppleModule):
     """One tensor in (`z` or `x`), one out."""
 
@@ -76,12 +119,13 @@ class AppleVae(AppleModule):
         return self.component(tensor)
 
 
-MODULES: dict[str, type[AppleModule]] = {
+MODULES: dict[str, Callable[[nn.Module], AppleModule]] = {
     "text_encoder": AppleTextEncoder,
     "text_encoder_2": AppleTextEncoder,
     "unet": AppleUNet,
     "vae_decoder": AppleVae,
     "vae_encoder": AppleVae,
+    "controlnet": AppleControlNet,
 }
 
 
@@ -109,14 +153,15 @@ def capture(component: Component, layout: Layout, attention: Attention) -> Captu
     Raises:
         UnsupportedError: There is no Apple form of it, or torch cannot trace it.
     """
-    kind = MODULES.get(component.name)
-    if kind is AppleUNet and len(layout.inputs) > 3:
-        kind = AppleXlUNet
+    kind = MODULES.get(kind_of(component.name))
+    names = [spec.name for spec in component.inputs[3:]]
+    if kind is AppleUNet and names:
+        kind = partial(AppleControlledUNet, names=names) if is_controlled(names) else AppleXlUNet
     if kind is None:
         raise UnsupportedError(f"Core ML export knows no component {component.name!r}.")
     module = load_module(component)
     channels_first: list[str] = []
-    if attention != "original" and component.name == "unet":
+    if attention != "original" and has_attention(component.name):
         channels_first = split_layers(module.get_submodule("inner"), attention)
     wrapped = kind(module).eval()
     examples = tuple(torch.zeros(f.shape, dtype=torch.float32) for f in layout.inputs)

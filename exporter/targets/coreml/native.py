@@ -16,7 +16,7 @@ import numpy as np
 from exporter.errors import BackendMissing
 from exporter.targets.base import RunOptions
 from exporter.targets.coreml.interpreter import Peaks
-from exporter.targets.coreml.layout import RESOURCE_NAMES, RESOURCES
+from exporter.targets.coreml.names import CONTROLNETS, RESOURCE_NAMES, RESOURCES, compiled_name
 from exporter.targets.coreml.package import COMPILED, Package
 
 UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE"}
@@ -41,7 +41,7 @@ class CoreMl:
         ct = coremltools()
         units = getattr(ct.ComputeUnit, compute_units(package, options))
         self.outputs = [feature.name for feature in package.spec.description.output]
-        compiled = compiled_models(package.path.parent).get(RESOURCE_NAMES.get(component, ""))
+        compiled = compiled_models(package.path.parent).get(compiled_name(package.path.name) or "")
         chosen = {"compute_units": units, "function_name": package.function}
         self._model: Any = (
             ct.models.CompiledMLModel(str(compiled), **chosen)
@@ -99,9 +99,10 @@ def use_core_ml(options: RunOptions) -> bool:
 
 
 def compiled_models(root: Path) -> dict[str, Path]:
-    """The compiled models of an artifact, by the name that Swift knows them by."""
+    """The compiled models of an artifact, by the name that Swift knows them by (`controlnet/Canny`)."""
     folder = root / RESOURCES
-    return {path.stem: path for path in sorted(folder.glob(f"*{COMPILED}")) if path.is_dir()}
+    found = [*sorted(folder.glob(f"*{COMPILED}")), *sorted(folder.glob(f"{CONTROLNETS}/*{COMPILED}"))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found if path.is_dir()}
 
 
 def unchecked(root: Path) -> dict[str, str]:
@@ -110,10 +111,11 @@ def unchecked(root: Path) -> dict[str, str]:
     On a Mac those of known components are what the runner runs; all others are left.
     """
     known = set(RESOURCE_NAMES.values()) if has_core_ml() else set()
+    runs = (f"{CONTROLNETS}/",) if has_core_ml() else ()
     return {
-        f"{RESOURCES}/{path.name}": explain(path.name)
+        path.relative_to(root).as_posix(): explain(path.name)
         for name, path in compiled_models(root).items()
-        if name not in known
+        if name not in known and not name.startswith(runs)
     }
 
 

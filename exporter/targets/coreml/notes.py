@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from exporter.targets.coreml.layout import DESCRIPTIONS, OUTPUTS_KEY, Layout, bindings, is_xl_text, model_id
+from exporter.targets.coreml.layout import (
+    OUTPUTS_KEY,
+    Layout,
+    bindings,
+    description,
+    has_attention,
+    is_xl_text,
+)
 from exporter.targets.coreml.modules import Captured, Leaving, module_values, paths_of
+from exporter.targets.coreml.names import model_id
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
@@ -85,13 +93,13 @@ def describe(model: Any, component: Component, layout: Layout, options: CoremlOp
         f"for {options.deployment_target}."
     )
     for feature in layout.inputs:
-        model.input_description[feature.name] = DESCRIPTIONS[feature.name]
+        model.input_description[feature.name] = description(feature.name)
     for feature in layout.outputs:
-        model.output_description[feature.name] = DESCRIPTIONS[feature.name]
+        model.output_description[feature.name] = description(feature.name)
     notes = model.user_defined_metadata
     notes.pop(DATE_KEY, None)
     notes["exporter.component"] = component.name
-    notes["exporter.attention"] = options.attention if component.name == "unet" else "original"
+    notes["exporter.attention"] = options.attention if has_attention(component.name) else "original"
     notes["exporter.compute_units"] = options.compute_units
     notes[VERSION_KEY] = version("exporter")
     if checkpoint.revision:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from exporter.targets.base import Dtype, SeveralSizes
 from exporter.targets.coreml.attention import Attention
-from exporter.targets.coreml.layout import INPUTS
+from exporter.targets.coreml.layout import INPUTS, kind_of
 from exporter.targets.coreml.palettes import PALETTE_BITS, Integer
 
 DeploymentTarget = Literal["iOS16", "iOS17", "iOS18", "iOS26", "macOS13", "macOS14", "macOS15", "macOS26"]
@@ -29,8 +29,8 @@ class CoremlOptions(SeveralSizes):
         static: Only one picture at a time: `1xHEIGHTxWIDTH`. Without it the size the model was trained at.
         more_sizes: The sizes after the first: further functions of the same package, which share its
             weights. From iOS 18 and macOS 15 on.
-        attention: Of the UNet. `split_einsum` suits the Neural Engine, `split_einsum_v2` the same for
-            large pictures, `original` the GPU.
+        attention: Of the UNet and its ControlNets. `split_einsum` suits the Neural Engine,
+            `split_einsum_v2` the same for large pictures, `original` the GPU.
         compute_units: Where the package is meant to run; recorded, and used on macOS.
         deployment_target: The oldest system that must open it.
         palettize: Component (`all` is every other) → bits of its weights' palettes, `1` to `8`, or
@@ -65,7 +65,7 @@ class CoremlOptions(SeveralSizes):
                     raise ValueError(f"{name} is given twice")
                 found[name] = how
         for name in found:
-            if name != ALL and name not in INPUTS:
+            if name != ALL and kind_of(name) not in INPUTS:
                 raise ValueError(f"there is no component {name!r}; there are: {', '.join(INPUTS)}")
         return found
 

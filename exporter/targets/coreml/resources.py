@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.targets.coreml.chunks import PARTS
+from exporter.targets.coreml.chunks import PARTS, part_name
 from exporter.targets.coreml.export import compile_command
-from exporter.targets.coreml.layout import RESOURCE_NAMES, RESOURCES, model_id, package_name
+from exporter.targets.coreml.names import CONTROLNETS, RESOURCES, compiled_name, package_of
 from exporter.targets.coreml.native import compiled_models, has_core_ml
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def write_resources(checkpoint: Checkpoint, components: Sequence[Component], sta
         if source is not None:
             files.append(Path(shutil.copyfile(source, folder / name)))
     script = folder / SCRIPT
-    names = list(packages_in(staging, model_id(checkpoint), [c.name for c in components]))
-    script.write_text(compile_script(model_id(checkpoint), names), encoding="utf-8")
+    script.write_text(compile_script(list(packages_in(staging, components))), encoding="utf-8")
     files.append(script)
     if has_core_ml():
         subprocess.run(["/bin/sh", str(script)], check=True)
@@ -49,32 +48,30 @@ def write_resources(checkpoint: Checkpoint, components: Sequence[Component], sta
     return files
 
 
-def packages_in(staging: Path, model: str, components: Sequence[str]) -> Iterator[str]:
-    """What the packages of these components end in: a chunked UNet has two."""
-    for name in components:
-        parts = [f"{name}{part}" for part in PARTS]
-        chunked = (staging / package_name(model, parts[0])).is_dir()
-        yield from parts if chunked else (name,)
+def packages_in(staging: Path, components: Sequence[Component]) -> Iterator[str]:
+    """File names of the packages of these components: a chunked UNet has two."""
+    for component in components:
+        package = package_of(component)
+        parts = [part_name(package, part) for part in PARTS]
+        yield from parts if (staging / parts[0]).is_dir() else (package,)
 
 
-def compile_script(model: str, names: Sequence[str]) -> str:
+def compile_script(packages: Sequence[str]) -> str:
     """A shell script for a Mac with Xcode: compiles each package under the name that Swift looks for.
 
     Args:
-        names: What the packages' names end in (`unet`, `unet_chunk1` …).
+        packages: File names.
 
     `ResourceURLs` in apple/ml-stable-diffusion names them; the compiler names its output after the
     package, so it is renamed.
     """
     lines = ["#!/bin/sh", "# Needs a Mac with Xcode. Run it anywhere.", "set -e", 'cd "$(dirname "$0")/.."']
-    for name in names:
-        package = package_name(model, name)
-        compiled = package.removesuffix(".mlpackage") + ".mlmodelc"
-        if name in RESOURCE_NAMES:
-            final = f"{RESOURCES}/{RESOURCE_NAMES[name]}.mlmodelc"
-            lines += [
-                compile_command(package),
-                f"rm -rf {final}",
-                f"mv {RESOURCES}/{compiled} {final}",
-            ]
+    known = {package: name for package in packages if (name := compiled_name(package)) is not None}
+    if any(name.startswith(f"{CONTROLNETS}/") for name in known.values()):
+        lines.append(f"mkdir -p {RESOURCES}/{CONTROLNETS}")
+    for package, name in known.items():
+        final = Path(RESOURCES, f"{name}.mlmodelc")
+        made = final.with_name(package.removesuffix(".mlpackage") + ".mlmodelc")
+        lines += [compile_command(package), f"rm -rf {final.as_posix()}"]
+        lines.append(f"mv {made.as_posix()} {final.as_posix()}")
     return "\n".join(lines) + "\n"

@@ -15,7 +15,17 @@ from exporter.targets.base import Peak, QuantisedWeight, Runner, RunOptions
 from exporter.targets.coreml.chained import Chained, ChainedCoreMl, packages
 from exporter.targets.coreml.interpreter import Feature, Mode, Model
 from exporter.targets.coreml.interpreter.peaks import LARGEST_HALF, Peaks
-from exporter.targets.coreml.layout import INPUTS, OUTPUTS, OUTPUTS_KEY, Binding, our_shape, to_apple
+from exporter.targets.coreml.layout import (
+    INPUTS,
+    OUTPUTS_KEY,
+    SCALE,
+    Binding,
+    input_bindings,
+    kind_of,
+    our_shape,
+    output_bindings,
+    to_apple,
+)
 from exporter.targets.coreml.native import CoreMl, use_core_ml
 from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY, VERSION_KEY
 from exporter.targets.coreml.package import COMPILED, Package
@@ -33,7 +43,8 @@ class CoremlRunner(Runner):
     """A component in the interpreter or in Core ML, under the component's own names and shapes.
 
     Apple's `encoder_hidden_states` is (2, width, 1, tokens), ours (2, tokens, width); Apple's `timestep`
-    holds a number for each row, ours is a scalar; Apple's `input_ids` are floats. Nothing else is changed,
+    holds a number for each row, ours is a scalar; Apple's `input_ids` are floats; a ControlNet's
+    `conditioning_scale` multiplies what the package gives. Nothing else is changed,
     and what is passed on is checked against what the file declares.
 
     Args:
@@ -51,7 +62,7 @@ class CoremlRunner(Runner):
     """
 
     def __init__(self, path: Path, component: str, options: RunOptions, function: str | None = None) -> None:
-        if component not in INPUTS:
+        if kind_of(component) not in INPUTS:
             raise ArtifactError(f"{path.name}: Apple's runners know no component {component!r}.")
         if options.precision_hint == "bf16":
             raise UsageError("Core ML computes in float16 or float32, not in bfloat16.")
@@ -86,9 +97,13 @@ class CoremlRunner(Runner):
             self._modules |= module_map(part, self._model)
             self._owners |= owner_map(part)
         self._peaks = Peaks() if options.peaks else None
-        self._inputs = bound(self._model.inputs, INPUTS[component])
-        self._outputs = bound(self._model.outputs, output_bindings(parts[-1], component))
+        self._inputs = bound(
+            self._model.inputs, input_bindings(component, [f.name for f in self._model.inputs])
+        )
+        self._outputs = bound(self._model.outputs, noted_outputs(parts[-1], component))
         self.inputs = tuple(record(f, b, is_input=True) for f, b in self._inputs)
+        if kind_of(component) == "controlnet":
+            self.inputs += (TensorRecord(name=SCALE, dtype="float32", dims=[]),)
         self.outputs = tuple(record(f, b, is_input=False) for f, b in self._outputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -97,15 +112,15 @@ class CoremlRunner(Runner):
         When float16 overflows on the way to an output, the operation is named, unless peaks are noted:
         then they tell.
         """
-        given = self._apple(inputs)
+        given, scale = self._apple(inputs), inputs.get(SCALE)
         if self._peaks is not None and self._backend is self._model:
-            return self._ours(self._model.predict(given, peaks=self._peaks))
+            return self._ours(self._model.predict(given, peaks=self._peaks), scale)
         outputs = self._backend.predict(given)
         if self._peaks is not None:
             self._model.predict(given, peaks=self._peaks)
         elif self._model.mode == "emulate" and not all(np.isfinite(a).all() for a in outputs.values()):
             self._name_overflow(given)
-        return self._ours(outputs)
+        return self._ours(outputs, scale)
 
     def _name_overflow(self, given: Mapping[str, np.ndarray]) -> None:
         """
@@ -170,6 +185,9 @@ class CoremlRunner(Runner):
     def _apple(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Checked, and under Apple's names."""
         declared = {spec.name: spec for spec in self.inputs}
+        scale = inputs.get(SCALE)
+        if SCALE in declared and scale is not None and (scale.shape, scale.dtype) != ((), np.float32):
+            raise ValueError(f"{SCALE} is one float32 number, got {scale.dtype} {list(scale.shape)}")
         missing = [name for name in declared if name not in inputs]
         unknown = [name for name in inputs if name not in declared]
         if missing or unknown:
@@ -191,9 +209,12 @@ class CoremlRunner(Runner):
             result[feature.name] = np.ascontiguousarray(shaped).astype(wanted, copy=False)
         return result
 
-    def _ours(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _ours(self, outputs: Mapping[str, np.ndarray], scale: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Under our names; a ControlNet's times its scale, as diffusers multiplies them."""
         return {
             binding.ours if binding else feature.name: outputs[feature.name]
+            if scale is None
+            else outputs[feature.name] * scale
             for feature, binding in self._outputs
         }
 
@@ -248,14 +269,14 @@ def owner_map(package: Package) -> dict[str, str]:
         return {}
 
 
-def output_bindings(package: Package, component: str) -> tuple[Binding, ...]:
+def noted_outputs(package: Package, component: str) -> tuple[Binding, ...]:
     """The outputs' two names; where they depend on the model, as the export noted them."""
     try:
         noted: Any = json.loads(package.metadata.get(OUTPUTS_KEY, "{}"))
     except (ValueError, RecursionError):
         noted = {}
     if not isinstance(noted, dict) or not noted:
-        return OUTPUTS[component]
+        return output_bindings(component, [feature.name for feature in package.spec.description.output])
     return tuple(Binding(str(name), str(ours)) for name, ours in noted.items())
 
 

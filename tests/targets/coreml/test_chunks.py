@@ -129,10 +129,11 @@ def test_halves_of_two_models_are_refused(chunks: tuple[Path, Path], tmp_path: P
         packages(copies[0])
 
 
-def test_both_are_compiled_under_swifts_names(chunks: tuple[Path, Path]) -> None:
-    names = list(packages_in(chunks[0].parent, "tiny-sd", ["text_encoder", "unet"]))
-    assert names == ["text_encoder", "unet_chunk1", "unet_chunk2"]
-    script = compile_script("tiny-sd", names)
+def test_both_are_compiled_under_swifts_names(half: Exported, chunks: tuple[Path, Path]) -> None:
+    parts = [half.components[name] for name in ("text_encoder", "unet")]
+    names = list(packages_in(chunks[0].parent, parts))
+    assert names == [f"{MODEL}_{end}.mlpackage" for end in ("text_encoder", "unet_chunk1", "unet_chunk2")]
+    script = compile_script(names)
     for number in (1, 2):
         assert (
             f"mv Resources/{MODEL}_unet_chunk{number}.mlmodelc Resources/UnetChunk{number}.mlmodelc" in script

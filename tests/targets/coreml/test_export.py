@@ -24,7 +24,6 @@ from exporter.targets.coreml.export import export_size
 from exporter.targets.coreml.interpreter import Feature
 from exporter.targets.coreml.lint import lint
 from exporter.targets.coreml.package import open_package
-from exporter.targets.coreml.resources import compile_script
 from tests.families import make
 from tests.targets.coreml.conftest import NAMES, Exported, export
 
@@ -171,7 +170,7 @@ def test_resources_hold_what_linux_can_make(half: Exported) -> None:
         "mv Resources/Stable_Diffusion_version_tiny-sd_vae_decoder.mlmodelc Resources/VAEDecoder.mlmodelc"
         in script
     )
-    assert subprocess.run(["sh", "-n"], input=compile_script("a b", list(NAMES)), text=True).returncode == 0
+    assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
 
 
 def test_only_one_picture_at_a_time() -> None:
@@ -236,10 +235,3 @@ def test_what_apples_runners_have_no_place_for_is_refused_before_any_work(
     assert "--to onnx" in str(error.value.hint)
     assert not (tmp_path / "out").exists()
     make_plan(source, "coreml", tmp_path / "out", components=["vae_decoder"])
-
-
-@pytest.mark.parametrize("part", ["controlnet", "unet"])
-def test_a_controlnet_is_refused_by_name(part: str, tmp_path: Path) -> None:
-    source = str(make("controlnet", tmp_path / "controlnet"))
-    with pytest.raises(UnsupportedError, match=f"without a scale.* so the {part} of a StableDiffusionCont"):
-        make_plan(source, "coreml", tmp_path / "out", components=[part])
