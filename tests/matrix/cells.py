@@ -132,10 +132,14 @@ def settings_of(family: str) -> dict[str, Any]:
     from PIL import Image
 
     from tests.test_families_full import TASK
+    from tests.unwritten import FROM_PICTURES
 
     start = Image.new("RGB", (64, 64), (200, 60, 30))
     start.paste((20, 90, 220), (0, 0, 32, 64))
-    return {"guidance": 5.0, **dict.fromkeys(TASK.get(family, ()), start)}
+    return {
+        "guidance": 5.0,
+        **dict.fromkeys(("image",) if family in FROM_PICTURES else TASK.get(family, ()), start),
+    }
 
 
 def _first_line(error: BaseException) -> str:
