@@ -29,12 +29,14 @@ def given_to(pipeline: Any, plan: Plan, count: int) -> dict[str, Any]:
     """
     known = inspect.signature(pipeline.__call__).parameters
     given: dict[str, Any] = {"height": plan.height, "width": plan.width, "num_inference_steps": plan.steps}
+    given["num_frames"] = plan.frames
     control = control_argument(known)
     if "mask_image" in known:
         given |= {"image": start(plan, count), "mask_image": mask(plan), "strength": 1.0}
     elif "image" in known and control != "image":
         given |= {"image": start(plan, count), "strength": STRENGTH}
-        given["num_inference_steps"] = math.ceil(plan.steps / STRENGTH)
+        if "strength" in known:
+            given["num_inference_steps"] = math.ceil(plan.steps / STRENGTH)
     scale = scale_argument(known)
     if control is not None and scale is not None:
         follows = controller(pipeline)
