@@ -26,6 +26,8 @@ ENABLES = {
     "genai": "opening OpenVINO artifacts with OpenVINO GenAI",
     "coreml": "writing Core ML models (running them needs a Mac)",
     "techniques": "the acceleration techniques of recipes (ToMe, DeepCache, T-GATE, torchao)",
+    "xdit": "the technique xdit: a picture over several CUDA GPUs",
+    "para-attention": "the technique para-attention: a picture over several GPUs",
     "cluster": "spreading recipe jobs over a Ray cluster",
     "jax": "StableHLO for JAX: export, verify, run",
     "video": "clips as MP4",

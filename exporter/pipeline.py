@@ -38,7 +38,8 @@ from exporter.stand_ins_video import CLASS as VIDEO_VAE
 from exporter.stand_ins_video import ExportedVideoVae, with_statistics
 from exporter.targets import PrecisionHint, Runner, RunOptions, get_target
 from exporter.targets.torch_module import torch_device
-from exporter.techniques import carried
+from exporter.techniques import Named, apply, carried, check
+from exporter.techniques.sharded_loading import ShardedLoading
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
@@ -56,6 +57,7 @@ def load(
     height: int | None = None,
     width: int | None = None,
     spread: bool = False,
+    techniques: Sequence[Named] = (),
     **intake: Any,
 ) -> Any:
     """A diffusers pipeline whose components are the exported ones, or the PyTorch reference.
@@ -69,13 +71,14 @@ def load(
         height / width: Pixels that will be asked for: an artifact with several sizes is opened at the one
             that fits, and at its first one when None.
         spread: Of an artifact whose format can: share several prompts among all devices of the kind.
+        techniques: Of a checkpoint: applied to its pipeline, as `exporter.techniques.apply` does, for good.
         intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
     Raises:
         ArtifactError, CheckpointError: It cannot be opened.
         UntrustedArtifact: It is a program of unknown origin, and `trust` is off.
         BackendMissing: The artifact's runtime is not installed.
-        UsageError: The artifact has several sizes, and none is the one asked for.
+        UsageError: The artifact has several sizes, and none is the one asked for; a technique cannot be.
     """
     from exporter.checkpoints.published import local_folder
 
@@ -87,19 +90,27 @@ def load(
                 f"{source} is an artifact: {named.replace('_', ' ')} cannot be laid over it any more.",
                 hint="Give it to `exporter convert`, which fuses it into what it writes.",
             )
+        if techniques:
+            raise UsageError("Techniques are for checkpoints: those of an artifact were made into it.")
         artifact = at_size(Artifact.open(path), height, width)
         return from_artifact(
             artifact, device=device, precision_hint=precision_hint, trust=trust, spread=spread
         )
-    return from_checkpoint(str(source), device=device, revision=revision, **intake)
+    return from_checkpoint(str(source), device=device, revision=revision, techniques=techniques, **intake)
 
 
 def from_checkpoint(
-    source: str, *, device: str | None = None, revision: str | None = None, **intake: Any
+    source: str,
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    techniques: Sequence[Named] = (),
+    **intake: Any,
 ) -> Any:
     """The reference: diffusers' own pipeline in float32.
 
     Raises:
+        UsageError: A technique cannot be.
         BackendMissing: PyTorch has no such device here.
     """
     import diffusers
@@ -118,11 +129,19 @@ def from_checkpoint(
         given["add_watermarker"] = False
     if type(checkpoint) is not Checkpoint:  # weights that do not lie in the folder as diffusers wants them
         given |= joined({c.folder: whole_module(c) for c in components_of(checkpoint)})
+    chosen = check(techniques, "pytorch", checkpoint.component_classes, checkpoint.pipeline_class, str(where))
+    sharded = next((each for each in chosen if isinstance(each, ShardedLoading)), None)
+    if sharded is not None:
+        given |= joined(sharded.parts(checkpoint, where))
     pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
     if is_generic(checkpoint):
         pipeline.exporter_generic = True
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(where)
+    pipeline.exporter_sharded = sharded
+    pipeline.to(where)
+    if techniques:
+        apply(pipeline, techniques)
+    return pipeline
 
 
 def from_artifact(

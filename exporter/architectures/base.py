@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    Device = torch.device | None
 Dim = int | str
 DENOISERS = ("unet", "transformer")
 """Names of the component that predicts what is noise."""
@@ -256,13 +257,15 @@ class Component:
             inner = self.construct()
         return self.adapt(inner).eval().requires_grad_(False)
 
-    def reference_module(self, dtype: torch.dtype | None = None) -> nn.Module:
+    def reference_module(self, dtype: torch.dtype | None = None, device: Device = None) -> nn.Module:
         """The unpatched module with real weights, in eval mode.
 
-        Weights stored in `dtype` stay memory-mapped; others are cast.
+        Weights stored in `dtype` stay memory-mapped on the CPU; others are cast or moved one by one, and what
+        was read of the file for one is handed back before the next.
 
         Args:
             dtype: Of weights and floating buffers; float32 when None.
+            device: Of weights; buffers stay on the CPU.
 
         Raises:
             CheckpointError: Weights are missing, or their shapes do not fit the config.
@@ -278,7 +281,9 @@ class Component:
         for name, stored in self.reference_weights.items():
             if name in expected or name in buffers:
                 tensor = stored.load()
-                state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
+                state[name] = tensor.to(device, wanted if tensor.is_floating_point() else tensor.dtype)
+                if state[name] is not tensor:
+                    stored.release()
         module.load_state_dict(state, strict=False, assign=True)
         for owner in module.modules():
             for name, buffer in owner._buffers.items():
@@ -320,13 +325,9 @@ class Component:
         return digest.hexdigest()
 
 
-def whole_module(component: Component) -> nn.Module:
-    """The library's own module with all its weights: of an autoencoder both halves, in float32."""
-    from torch import nn
-
-    inner = replace(component, used=()).reference_module().get_submodule("inner")
-    assert isinstance(inner, nn.Module)
-    return inner
+def whole_module(component: Component, dtype: torch.dtype | None = None, device: Device = None) -> nn.Module:
+    """As `reference_module`, the library's own module with all its weights: of an autoencoder both halves."""
+    return replace(component, used=()).reference_module(dtype, device).get_submodule("inner")
 
 
 def check_weights(

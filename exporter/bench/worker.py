@@ -56,7 +56,7 @@ class Worker:
         self.settings: dict[str, Any] = {}
 
     def open(self, entrant: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-        from exporter import pipeline, techniques
+        from exporter import pipeline
         from exporter.artifact import MANIFEST, Artifact
         from exporter.checkpoints.published import local_folder
         from exporter.sizes import at_size
@@ -71,10 +71,9 @@ class Worker:
             trust=settings["trust"],
             height=settings["height"],
             width=settings["width"],
+            techniques=chosen,
             **entrant["intake"],
         )
-        if chosen:
-            techniques.apply(self.pipeline, chosen)
         load = time.perf_counter() - began
         self.watch = Stopwatch(self.pipeline)
         folder = local_folder(source)

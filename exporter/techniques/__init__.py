@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Named = str | Mapping[str, Mapping[str, Any]]
 WHERE = {
+    "sharded-loading": "sharded_loading:ShardedLoading",
     "precision": "precision:Precision",
     "tf32": "tf32:TensorFloat32",
     "cudnn-benchmark": "cudnn_benchmark:CudnnBenchmark",
@@ -49,6 +50,9 @@ WHERE = {
     "model-offload": "model_offload:ModelOffload",
     "sequential-offload": "sequential_offload:SequentialOffload",
     "group-offload": "group_offload:GroupOffload",
+    "cuda-graph": "cuda_graph:CudaGraph",
+    "xdit": "xdit:Xdit",
+    "para-attention": "para_attention:ParaAttention",
 }
 """Name → module and class below this package. Nothing is imported before it is asked for."""
 

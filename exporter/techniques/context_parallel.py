@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from exporter.errors import UsageError
+from exporter.techniques._parallel import processes
 from exporter.techniques.base import Technique, Undo, denoiser
 
 
@@ -32,14 +33,9 @@ class ContextParallel(Technique):
     kind: Literal["ulysses", "ring"] = "ulysses"
 
     def apply(self, pipeline: Any) -> Undo:
-        import torch.distributed as dist
         from diffusers import ContextParallelConfig
 
-        if not (dist.is_available() and dist.is_initialized()):
-            raise UsageError(
-                "The technique context-parallel runs in one process for each GPU.",
-                hint="Start it with torchrun --nproc-per-node N.",
-            )
+        count = processes(self.name)
         module: Any = denoiser(pipeline)
         if not hasattr(module, "enable_parallelism") or getattr(module, "_cp_plan", None) is None:
             raise UsageError(f"A {type(module).__name__} cannot split its tokens.")
@@ -47,9 +43,7 @@ class ContextParallel(Technique):
         ring = self.kind == "ring"
         if ring:
             module.set_attention_backend("_native_cudnn")
-        module.enable_parallelism(
-            config=ContextParallelConfig(**{f"{self.kind}_degree": dist.get_world_size()})
-        )
+        module.enable_parallelism(config=ContextParallelConfig(**{f"{self.kind}_degree": count}))
 
         def undo() -> None:
             from diffusers.hooks.context_parallel import remove_context_parallel

@@ -27,10 +27,12 @@ def test_the_shelf() -> None:
         assert recipe.path.read_text(encoding="utf-8").startswith("# "), "says when to use it"
 
 
-GPU = {"pytorch/gpu-low-memory"}
+GPU = {"pytorch/gpu-low-memory", "pytorch/gpu-cuda-graph"}
+FLUX = {"pytorch/transformer-cache", "pytorch/gpus-xdit", "pytorch/gpus-para-attention"}
+"""For a model of the Hub; tests/techniques looks at what they ask for."""
 
 
-@pytest.mark.parametrize("name", [r.name for r in SHELF if r.name not in GPU | {"pytorch/transformer-cache"}])
+@pytest.mark.parametrize("name", [r.name for r in SHELF if r.name not in GPU | FLUX])
 def test_every_recipe_can_be_run_on_the_embedded_model(name: str) -> None:
     if name == "pytorch/int8":
         pytest.importorskip("torchao")
