@@ -6,13 +6,16 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import MANIFEST
 from exporter.clip_files import Clip
 from exporter.errors import UsageError
-from exporter.frames import VIDEO_PIPELINES, check_frames
+from exporter.frames import FROM_PICTURE, VIDEO_PIPELINES, check_frames
 from exporter.progress import NullProgress, Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def is_video(pipeline: Any) -> bool:
@@ -22,6 +25,12 @@ def is_video(pipeline: Any) -> bool:
 
 def makes_clips(source: str) -> bool | None:
     """Whether a source is a video model, from its small files; None of one on the Hub."""
+    found = class_of(source)
+    return None if found is None else found in VIDEO_PIPELINES
+
+
+def class_of(source: str) -> str | None:
+    """A source's pipeline class, from its small files; empty where they say none, None of one on the Hub."""
     from exporter.checkpoints.hub import is_hub_id
 
     folder = Path(source).expanduser()
@@ -30,12 +39,10 @@ def makes_clips(source: str) -> bool | None:
     for name in (MANIFEST, "model_index.json"):
         try:
             data = json.loads((folder / name).read_text(encoding="utf-8"))
-            if name == MANIFEST:
-                return data["source"]["pipeline_class"] in VIDEO_PIPELINES
-            return data["_class_name"] in VIDEO_PIPELINES
+            return str(data["source"]["pipeline_class"] if name == MANIFEST else data["_class_name"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return False
+    return ""
 
 
 def check_request(video: bool, asked: Mapping[str, Any]) -> None:
@@ -48,7 +55,7 @@ def check_request(video: bool, asked: Mapping[str, Any]) -> None:
     """
     of_clips = ("--frames", "--fps")
     for flag, value in asked.items():
-        if value is None or (flag in of_clips) == video:
+        if value is None or (flag in of_clips) == video or (video and flag == "--image"):
             continue
         if video:
             raise UsageError(f"{flag}: this model makes clips from text alone.", hint="Leave it out.")
@@ -69,6 +76,7 @@ def film(
     frames: int | None = None,
     fps: float | None = None,
     negative_prompt: str | None = None,
+    image: Image | None = None,
     progress: Progress | None = None,
 ) -> Clip:
     """One clip.
@@ -79,15 +87,19 @@ def film(
         guidance: Classifier-free guidance scale; 1 or less switches it off.
         height / width: Pixels; what the artifact was baked for, else the pipeline's own, when None.
         frames: The same of frames.
+        image: The picture that the clip begins with, of a model that takes one; scaled to that size.
         fps: Frames a second, which the model is told as well; the pipeline's own when None.
 
     Raises:
-        UsageError: A size or number of frames that the model cannot make, or that was not baked.
+        UsageError: A size or number of frames that the model cannot make, or that was not baked; a picture
+            that it does not take, or none where it begins with one.
     """
     import torch
+    from PIL.Image import Resampling
 
     report = progress or NullProgress()
     known = inspect.signature(pipeline.__call__).parameters
+    check_picture(type(pipeline).__name__, given=image is not None)
     baked = baked_size(pipeline)
     wanted = {
         name: given or have or int(known[name].default)
@@ -103,8 +115,12 @@ def film(
         report.update(index + 1, f"step {index + 1} of {steps}")
         return values
 
+    begun = {}
+    if image is not None:
+        size = (wanted["width"], wanted["height"])
+        begun["image"] = image.convert("RGB").resize(size, Resampling.LANCZOS)
     result = pipeline(
-        prompt,
+        prompt=prompt,
         negative_prompt=negative_prompt,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -112,9 +128,26 @@ def film(
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=step,
         **wanted,
+        **begun,
     )
     report.done()
     return Clip(tuple(result.frames[0]), rate)
+
+
+def check_picture(pipeline_class: str, *, given: bool) -> None:
+    """
+    Raises:
+        UsageError: A picture for a pipeline that takes none, or none for one that begins with it.
+    """
+    takes = pipeline_class in FROM_PICTURE
+    if takes and not given:
+        raise UsageError("This model begins its clips with a picture.", hint="Give it one with --image FILE.")
+    if given and not takes:
+        raise UsageError(
+            "--image: this model makes clips from text alone.",
+            hint="Leave it out, or convert the model for pictures: _class_name LTXImageToVideoPipeline in "
+            "model_index.json.",
+        )
 
 
 def baked_size(pipeline: Any) -> tuple[int | None, int | None, int | None] | None:

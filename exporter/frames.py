@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from exporter.architectures.base import Component
 
 
-VIDEO_PIPELINES = ("LTXPipeline",)
+VIDEO_PIPELINES = ("LTXPipeline", "LTXImageToVideoPipeline")
 """Classes of diffusers that make clips."""
+FROM_PICTURE = ("LTXImageToVideoPipeline",)
+"""Those of them whose clip begins with a picture that is given."""
 
 
 def check_frames(frames: int, temporal: int, what: str) -> None:

@@ -17,6 +17,7 @@ from tests.transformer_families import (
     flux_schnell,
     ltx,
     ltx_095,
+    ltx_image,
     pixart_alpha,
     pixart_sigma,
     sana,
@@ -30,7 +31,7 @@ def make(family: str, folder: Path, *, seed: int = 0) -> Path:
     64×64 pixels."""
     torch.manual_seed(seed)
     building = folder.with_name(f"{folder.name}-tokenizer")
-    pipeline = {**FAMILIES, **VIDEO}[family](make_tokenizer(building))
+    pipeline = {**FAMILIES, **VIDEO, **VIDEO_FROM_PICTURE}[family](make_tokenizer(building))
     pipeline.save_pretrained(folder, safe_serialization=True)
     shutil.rmtree(building)
     return folder
@@ -230,3 +231,5 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
 }
 VIDEO: dict[str, Callable[[Any], Any]] = {each.__name__: each for each in (ltx, ltx_095)}
 """Families that make clips; their autoencoders have a factor of 32, and of 8 in time."""
+VIDEO_FROM_PICTURE: dict[str, Callable[[Any], Any]] = {"ltx_image": ltx_image}
+"""Those whose clips begin with a picture: no client but ours opens them."""

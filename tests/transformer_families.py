@@ -225,6 +225,11 @@ def ltx(tokenizer: Any) -> Any:
     return _ltx("LTXPipeline")
 
 
+def ltx_image(tokenizer: Any) -> Any:
+    """LTX-Video from a picture: a time for every token."""
+    return _ltx("LTXImageToVideoPipeline")
+
+
 def ltx_095(tokenizer: Any) -> Any:
     """LTX-Video from 0.9.5 on: a decoder that removes the last noise, blocks that fold space and time."""
     return _ltx(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from tests.parts import vae
-from tests.tiny import make_t5_tokenizer
+from tests.parts import BETAS, UNET, text, unet, vae
+from tests.tiny import make_t5_tokenizer, make_tokenizer
+
+WIDE = {"cross_attention_dim": 32}
 
 
 def make(name: str, folder: Path, *, seed: int = 0) -> Path:
@@ -72,4 +75,55 @@ def aura_flow() -> Any:
     )
 
 
-UNWRITTEN: dict[str, Callable[[], Any]] = {each.__name__: each for each in (ddpm, dit, aura_flow)}
+def instruct_pix2pix() -> Any:
+    """Prompts and a picture to change: its latents are further channels of the UNet, three rows a picture."""
+    import diffusers
+
+    return diffusers.StableDiffusionInstructPix2PixPipeline(
+        **_clip(), vae=vae(), unet=unet(**UNET | WIDE, in_channels=8),
+        scheduler=diffusers.EulerDiscreteScheduler(**BETAS),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def upscaler() -> Any:
+    """Prompts and a small picture: its noisy pixels are further channels, the noise's level is a class."""
+    import diffusers
+
+    three = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (16, 32, 32),
+    }
+    return diffusers.StableDiffusionUpscalePipeline(
+        **_clip(), vae=vae(**three, scaling_factor=0.08333),
+        unet=unet(**UNET | WIDE, in_channels=7, num_class_embeds=1000),
+        low_res_scheduler=diffusers.DDPMScheduler(), scheduler=diffusers.DDIMScheduler(**BETAS),
+        max_noise_level=350,
+    )  # fmt: skip
+
+
+def marigold() -> Any:
+    """A picture and no prompt: depths of what it shows."""
+    import diffusers
+
+    return diffusers.MarigoldDepthPipeline(
+        **_clip(), vae=vae(), unet=unet(**UNET | WIDE, in_channels=8),
+        scheduler=diffusers.DDIMScheduler(**BETAS),
+        prediction_type="depth", scale_invariant=True, shift_invariant=True, default_denoising_steps=2,
+        default_processing_resolution=64,
+    )  # fmt: skip
+
+
+def _clip() -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        tokenizer = make_tokenizer(Path(folder))
+    return {"text_encoder": text(tokenizer), "tokenizer": tokenizer}
+
+
+FROM_PICTURES: dict[str, Callable[[], Any]] = {
+    each.__name__: each for each in (instruct_pix2pix, upscaler, marigold)
+}
+UNWRITTEN: dict[str, Callable[[], Any]] = {
+    each.__name__: each for each in (ddpm, dit, aura_flow)
+} | FROM_PICTURES

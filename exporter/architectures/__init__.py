@@ -19,6 +19,7 @@ FAMILIES = {
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
     "FluxPipeline": _FLUX,
+    "LTXImageToVideoPipeline": _LTX,
     "LTXPipeline": _LTX,
     "LatentConsistencyModelImg2ImgPipeline": _SD,
     "LatentConsistencyModelPipeline": _SD,

@@ -3,6 +3,9 @@
 Latents are a row of tokens, a cell of a latent frame each; where a token is the transformer tells from three
 numbers (latent frames, rows, columns) and the seconds and pixels that one cell stands for. The first latent
 frame is one frame, each further one is `temporal` frames: clips have 8k + 1 frames.
+
+A clip that begins with a picture (`LTXImageToVideoPipeline`) has the same modules, called in another
+way: every token has a time of its own, 0 for those of the picture, and the encoder is given single frames.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from exporter.architectures._transformer import expect_width, timestep
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 from exporter.errors import CheckpointError
+from exporter.frames import FROM_PICTURE
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +63,23 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     )
     text = replace(t5_text_encoder(checkpoint, "text_encoder", native), clip=FRAMES)
     denoiser = _transformer(checkpoint, "transformer", native, text)
-    return [text, denoiser, *video_vae_components(checkpoint, native, FRAMES)]
+    decoder, encoder = video_vae_components(checkpoint, native, FRAMES)
+    if checkpoint.pipeline_class in FROM_PICTURE:
+        encoder = _of_pictures(encoder)
+    return [text, denoiser, decoder, encoder]
+
+
+def _of_pictures(encoder: Component) -> Component:
+    """The encoder as the pipeline calls it: one picture at a time, as a clip of one frame."""
+    alone = {"batch": 1, "frames": 1, "latent_frames": 1}
+
+    def fixed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            replace(s, dims=tuple(alone.get(d, d) if isinstance(d, str) else d for d in s.dims))
+            for s in specs
+        )
+
+    return replace(encoder, inputs=fixed(encoder.inputs), outputs=fixed(encoder.outputs))
 
 
 def _transformer(checkpoint: Checkpoint, folder: str, native: Size, text: Component) -> Component:
@@ -87,6 +107,7 @@ def _transformer(checkpoint: Checkpoint, folder: str, native: Size, text: Compon
         return LTXVideoTransformer3DModel.from_config(config)
 
     tokens = ("batch", "video_tokens")
+    begun = checkpoint.pipeline_class in FROM_PICTURE
     return Component(
         name=folder,
         folder=folder,
@@ -95,7 +116,7 @@ def _transformer(checkpoint: Checkpoint, folder: str, native: Size, text: Compon
         inputs=(
             TensorSpec("hidden_states", "float32", (*tokens, channels)),
             TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", captions)),
-            TensorSpec("timestep", "float32", ("batch",)),
+            TensorSpec("timestep", "float32", tokens if begun else ("batch",)),
             TensorSpec("encoder_attention_mask", "int64", ("batch", "sequence")),
             TensorSpec("num_frames", "int64", ()),
             TensorSpec("height", "int64", ()),
@@ -108,7 +129,7 @@ def _transformer(checkpoint: Checkpoint, folder: str, native: Size, text: Compon
         construct=construct,
         adapt=adapter("VideoTransformer"),
         make_inputs={
-            "timestep": timestep,
+            "timestep": _times if begun else timestep,
             "encoder_attention_mask": prompt_mask,
             "num_frames": _count("latent_frames"),
             "height": _count("latent_height"),
@@ -127,6 +148,13 @@ def _count(dim: str) -> Any:
         return torch.tensor(size.resolve(dim))
 
     return make
+
+
+def _times(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
+    """The scheduler's time for every token but those of the first latent frame: it is given, and has none."""
+    made = timestep(spec, size, generator)
+    made[:, : int(size.resolve("latent_height")) * int(size.resolve("latent_width"))] = 0
+    return made
 
 
 def _scale(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:

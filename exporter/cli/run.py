@@ -59,6 +59,10 @@ from exporter.errors import DestinationError
             'exporter run ltx-onnx "waves at a harbour" -o clip.gif --frames 25 --height 256 --width 384',
         ),
         (
+            "A clip that begins with a picture, of a video model for that",
+            'exporter run ltx-i2v-onnx "the waves come in" -o clip.mp4 --image harbour.png --frames 25',
+        ),
+        (
             "Let the runtime choose its arithmetic, as most clients do",
             'exporter run shapes-ov "a small green circle" -o circle.png --precision-hint default',
         ),
@@ -178,6 +182,8 @@ def command(
     video = clips.makes_clips(source)
     if video is not None:
         check_output(picture, video, asked)
+    if video:
+        clips.check_picture(clips.class_of(source) or "", given=image is not None)
     intake = {name: value for name, value in intake_of(given).items() if value}
     state = state_of(source)
     if state is not None:
@@ -208,7 +214,7 @@ def command(
         }  # fmt: skip
         clip = None
         if clips.is_video(loaded):
-            clip = clips.film(loaded, prompt, frames=frames, fps=fps, **common)
+            clip = clips.film(loaded, prompt, frames=frames, fps=fps, image=start, **common)
             painted = clip.frames[:1]
         else:
             painted = several.paint(

@@ -102,7 +102,10 @@ def other_clips(tensors: Tensors) -> list[tuple[str, str, Tensors]]:
             name: torch.tensor(n) for name, n in zip(("num_frames", "height", "width"), wanted, strict=True)
         }
         label = "{}×{}×{} instead of {}×{}×{} cells".format(*wanted, frames, height, width)
-        result.append((kind, label, tensors | changed | {"hidden_states": states.index_select(1, index)}))
+        changed["hidden_states"] = states.index_select(1, index)
+        if tensors["timestep"].dim() > 1:  # a time for every token
+            changed["timestep"] = tensors["timestep"].index_select(1, index)
+        result.append((kind, label, tensors | changed))
     scale = tensors["rope_interpolation_scale"].clone()
     scale[0] = scale[0] * 2
     slower = tensors | {"rope_interpolation_scale": scale}

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exporter.architectures.generic import recording_of
-from exporter.architectures.generic.ports import arguments
+from exporter.architectures.generic.observing import PICTURES
+from exporter.architectures.generic.ports import arguments, from_picture, takes_picture
 from exporter.architectures.generic.running import Routes
+from exporter.parity.given import start
 from exporter.parity.painting import Backend, Call, OpenBackend, Painted, Plan
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from exporter.architectures.base import Component
     from exporter.checkpoints import Checkpoint
 
@@ -43,7 +47,7 @@ def paint(
         return opened[name](inputs)
 
     routes = Routes(checkpoint.root, checkpoint.index, checkpoint.source, recording_of(checkpoint), compute)
-    pipeline = routes.pipeline
+    pipeline, picture = routes.pipeline, to_pil(start(plan, 1))
     with torch.no_grad(), ExitStack() as stack:
         for component in components:
             opened[component.name] = stack.enter_context(open_backend(component.name))
@@ -62,6 +66,7 @@ def paint(
 
             where = (f"prompt {g + 1}, step 1", (g, 0))
             tick("start")
+            shown = [picture] * len(group) if takes_picture(pipeline) else []
             with routes.after_every_step(after_step):
                 result = pipeline(
                     **arguments(
@@ -74,6 +79,8 @@ def paint(
                             torch.Generator().manual_seed(plan.seed + g * plan.batch + row)
                             for row in range(len(group))
                         ],
+                        pictures=shown,
+                        further=from_picture(pipeline, plan.steps),
                     )
                 )
             painted.latents.append([state[: len(group)] for state in states])
@@ -83,6 +90,13 @@ def paint(
     return painted
 
 
+def to_pil(values: torch.Tensor) -> Image:
+    """The first of `[batch, 3, height, width]` in [0, 1]: what every pipeline reads alike."""
+    from PIL import Image
+
+    return Image.fromarray((values[0].permute(1, 2, 0) * 255).round().byte().numpy(), "RGB")
+
+
 def pictures_of(result: Any) -> torch.Tensor:
     """What a pipeline gave as `np`, as `[batch, 3, height, width]` float32 in [-1, 1].
 
@@ -90,8 +104,8 @@ def pictures_of(result: Any) -> torch.Tensor:
     """
     import numpy as np
 
-    found = getattr(result, "images", None)
-    values = torch.from_numpy(np.asarray(found if found is not None else result.frames)).float()
+    found = next(getattr(result, name) for name in PICTURES if hasattr(result, name))
+    values = torch.from_numpy(np.asarray(found)).float()
     if values.dim() == 5:
         batch, frames, height, width, channels = values.shape
         values = values.permute(0, 2, 1, 3, 4).reshape(batch, height, frames * width, channels)

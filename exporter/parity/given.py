@@ -40,7 +40,8 @@ def given_to(pipeline: Any, plan: Plan, count: int) -> dict[str, Any]:
         given |= {"image": start(plan, count), "mask_image": mask(plan), "strength": 1.0}
     elif "image" in known and control != "image":
         given |= {"image": start(plan, count), "strength": STRENGTH}
-        given["num_inference_steps"] = math.ceil(plan.steps / STRENGTH)
+        if "strength" in known:
+            given["num_inference_steps"] = math.ceil(plan.steps / STRENGTH)
     scale = scale_argument(known)
     if control is not None and scale is not None:
         follows = controller(pipeline)

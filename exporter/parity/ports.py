@@ -53,6 +53,12 @@ class Ports:
             n: c.meta_module().inner for n, c in components.items() if n != "vae_encoder"
         }
         for name, component in components.items():
+            if (
+                component.clip > 1 and component.published is not None
+            ):  # what the pipeline reads of the module
+                for key, value in component.published().items():
+                    if key.endswith("_data"):
+                        setattr(self.modules[name], key.removesuffix("_data"), torch.tensor(value))
             module = self.modules["vae_decoder" if name == "vae_encoder" else name]
             setattr(module, METHODS.get(name, "forward"), self._route(component, module))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from exporter.artifact import ComponentRecord, Manifest, SizeRecord, TensorRecord
 from exporter.errors import UnsupportedError
-from exporter.frames import VIDEO_PIPELINES
+from exporter.frames import FROM_PICTURE, VIDEO_PIPELINES
 from exporter.progress import Progress
 from exporter.targets.clients import PROMPT as PROMPT
 from exporter.targets.clients import Client as Client
@@ -328,9 +328,10 @@ class Target(ABC):
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""
-        clip = manifest.source.pipeline_class in VIDEO_PIPELINES
-        look = has_ip_adapter(manifest)
-        return [exporter_client(repo, self.package, trust=self.executable, clip=clip, look=look)]
+        kind, look = manifest.source.pipeline_class, has_ip_adapter(manifest)
+        clip, image = kind in VIDEO_PIPELINES, kind in FROM_PICTURE
+        ours = exporter_client(repo, self.package, trust=self.executable, clip=clip, look=look, image=image)
+        return [ours]
 
     def unchecked(self, root: Path) -> dict[str, str]:
         """What belongs to an artifact and cannot be judged on this system: its path → why, and what to do.

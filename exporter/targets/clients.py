@@ -35,7 +35,8 @@ class Client:
 
 def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, arguments: str = "") -> str:
     """Code that opens an artifact in a diffusers pipeline, or optimum's counterpart of one, and paints."""
-    given, starts = "", "Img2Img" in pipeline_class or "Inpaint" in pipeline_class
+    given = ""
+    starts = any(word in pipeline_class for word in ("Img2Img", "Inpaint", "ImageToVideo"))
     if "ControlNet" in pipeline_class or "Adapter" in pipeline_class:
         given = f', {"control_image" if starts else "image"}=Image.open("edges.png")'
     if starts:
@@ -46,8 +47,9 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, ar
     if pipeline_class in VIDEO_PIPELINES:
         return (
             f"from {package} import {name}\nfrom diffusers.utils import export_to_gif\n"
-            f'\npipeline = {name}.from_pretrained("{repo}"{arguments})\n'
-            f'export_to_gif(pipeline("{PROMPT}").frames[0], "clip.gif")'
+            + ("from PIL import Image\n" if given else "")
+            + f'\npipeline = {name}.from_pretrained("{repo}"{arguments})\n'
+            f'export_to_gif(pipeline(prompt="{PROMPT}"{given}).frames[0], "clip.gif")'
         )
     return (
         f"from {package} import {name}\n"
@@ -59,11 +61,12 @@ def diffusers_code(package: str, prefix: str, pipeline_class: str, repo: str, ar
 
 def only_ours(manifest: Manifest) -> bool:
     """Whether other clients cannot run an artifact: its denoiser is two graphs, of which they know one, and
-    take what that gives besides for its result (optimum 2.x); or it has an IP-Adapter, which none of them
-    passes a picture to."""
+    take what that gives besides for its result (optimum 2.x); it has an IP-Adapter, which none of them passes
+    a picture to; or no module is written for its pipeline, and inputs are named as they were observed."""
+    from exporter.architectures import FAMILIES
     from exporter.architectures.baked import SEVERAL_GRAPHS
 
-    if has_ip_adapter(manifest):
+    if has_ip_adapter(manifest) or manifest.source.pipeline_class not in FAMILIES:
         return True
     return any(each.name in SEVERAL_GRAPHS for each in manifest.techniques)
 
@@ -74,11 +77,13 @@ def has_ip_adapter(manifest: Manifest) -> bool:
 
 
 def exporter_client(
-    repo: str, package: str, *, trust: bool = False, clip: bool = False, look: bool = False
-) -> Client:
+    repo: str, package: str, *, trust: bool = False, clip: bool = False, look: bool = False,
+    image: bool = False,
+) -> Client:  # fmt: skip
     """`exporter run`, which opens every format; of a program, only if it is trusted."""
     code = f'exporter run {repo} "{PROMPT}" -o {"clip.gif" if clip else "picture.png"}'
     code += " --ip-adapter-image look.png" if look else ""
+    code += " --image start.png" if image else ""
     if trust:
         code = f"# This artifact is a program; trust it only if you trust its author.\n{code} --trust"
     install = f'pip install "{package}"' if "[" in package else f"pip install {package}"

@@ -152,10 +152,11 @@ def settings_of(family: str) -> dict[str, Any]:
     """What a family is painted with besides a prompt."""
     from tests.families import VIDEO
     from tests.test_tasks import TASK, given
+    from tests.unwritten import FROM_PICTURES
 
     if family in VIDEO:
         return {"steps": 3, "guidance": 3.0, "height": 64, "width": 96, "frames": 9}
-    return {"guidance": 5.0, **given(TASK.get(family, "text"))}
+    return {"guidance": 5.0, **given("image" if family in FROM_PICTURES else TASK.get(family, "text"))}
 
 
 def options_of(family: str, target: str) -> dict[str, str]:

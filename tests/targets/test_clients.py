@@ -31,12 +31,26 @@ def test_the_pipeline_of_optimum_exists(target: str, pipeline_class: str) -> Non
     pytest.importorskip(module)
     assert hasattr(import_module(module), imported[0].names[0].name)
     starts, controlled = (
-        "Img2Img" in pipeline_class or "Inpaint" in pipeline_class,
+        any(word in pipeline_class for word in ("Img2Img", "Inpaint", "ImageToVideo")),
         ("ControlNet" in pipeline_class or "Adapter" in pipeline_class),
     )
     assert (" image=" in client.code) == (starts or controlled)
     assert ("control_image=" in client.code) == (starts and controlled)
     assert ("mask_image=" in client.code) == ("Inpaint" in pipeline_class)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_pipeline_that_was_observed_is_opened_by_us_alone(target: str) -> None:
+    source = SourceRecord(source="x", pipeline_class="StableDiffusionInstructPix2PixPipeline")
+    clients = get_target(target).clients("org/name", Manifest(target=target, source=source))
+    assert [client.title for client in clients] == ["exporter"]
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_clip_that_begins_with_a_picture_is_given_one(target: str) -> None:
+    source = SourceRecord(source="x", pipeline_class="LTXImageToVideoPipeline")
+    (client,) = get_target(target).clients("org/name", Manifest(target=target, source=source))
+    assert client.title == "exporter" and client.code.endswith("-o clip.gif --image start.png")
 
 
 def traced(pipeline_class: str, *inputs: tuple[str, list[int]]) -> Manifest:

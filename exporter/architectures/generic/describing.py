@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.generic.inputs import sample_of
 from exporter.architectures.generic.observing import Observer, Run, Seen, observe
-from exporter.architectures.generic.ports import SCAFFOLD, native_size
+from exporter.architectures.generic.ports import SCAFFOLD, native_size, takes_picture
 from exporter.architectures.generic.recording import Call, Method, Recording, Tensor
 from exporter.architectures.generic.symbols import Namer, Unexplained
 from exporter.architectures.generic.trees import places_of, renamed
@@ -46,6 +46,7 @@ def describe(checkpoint: Checkpoint) -> Recording:
         pictures=runs["base"].pictures,
         calls=calls,
         notes=notes,
+        picture=takes_picture(observer.pipeline),
     )
 
 

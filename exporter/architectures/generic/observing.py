@@ -23,21 +23,27 @@ from exporter.architectures.generic.ports import (
     build,
     construct,
     first_line,
+    from_picture,
     is_network,
     named_arguments,
     port,
+    takes_picture,
 )
 from exporter.architectures.generic.symbols import Knobs
 from exporter.architectures.generic.trees import Strange, Tree, take_apart
 from exporter.errors import ExporterError, UnsupportedError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from exporter.checkpoints import Checkpoint
 
 STEPS = 2
 """Of a run: with one alone a number that moves from step to step would pass for a constant."""
 PROMPT = "a red star"
 LONG_PROMPT = "a large red star at the left of a small blue circle on a white background with a border"
+PICTURES = ("images", "frames", "prediction")
+"""Where a pipeline's result has them; a prediction is a map of depths, of one channel."""
 SIDES = (16, 8, -2, -4)
 """Latent cells by which a side is changed, in this order, until the pipeline runs."""
 
@@ -99,6 +105,7 @@ class Observer:
                 it is given.
         """
         self.run = Run(knobs)
+        shown = shade(knobs.height, knobs.width) if takes_picture(self.pipeline) else None
         given = arguments(
             self.pipeline,
             prompts=[prompt] * knobs.pictures,
@@ -107,10 +114,12 @@ class Observer:
             steps=STEPS,
             generators=[torch.Generator().manual_seed(i) for i in range(knobs.pictures)],
             tokens=tokens,
+            pictures=[shown] * knobs.pictures if shown is not None else (),
+            further=from_picture(self.pipeline, STEPS),
         )
         with torch.no_grad():
             result = self.pipeline(**given)
-        self.run.pictures = hasattr(result, "images") or hasattr(result, "frames")
+        self.run.pictures = any(hasattr(result, name) for name in PICTURES)
         return self.run
 
     def _call(self, folder: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -185,6 +194,13 @@ def renames(module: nn.Module) -> Callable[[str], str | None]:
         return name
 
     return rename
+
+
+def shade(height: int, width: int) -> Image:
+    """A picture to start from: what it shows does not matter."""
+    from PIL import Image
+
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
 
 
 def _without_cache(module: nn.Module) -> dict[str, bool]:
@@ -286,7 +302,7 @@ def _observe(observer: Observer) -> tuple[dict[str, Run], Observer, list[str]]:
 
     change("batch", [lambda: observer.observe(Knobs(3, height, width))])
     for side in ("height", "width"):
-        if side not in known:
+        if side not in known and not takes_picture(observer.pipeline):
             continue
         sizes = [max(factor, getattr(base, side) + cells * factor) for cells in SIDES]
         change(

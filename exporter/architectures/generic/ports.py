@@ -8,6 +8,7 @@ verification: what differs is where the calls go.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,17 @@ from exporter.errors import CheckpointError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import nn
 
 METHODS = ("forward", "decode", "encode")
 SCAFFOLD = "Write a module for the family: `exporter new-architecture NAME` begins one."
+PLAIN = {"processing_resolution": 0}
+"""Settings for the size that is asked for, where pipelines (Marigold's) would scale to one of their own."""
 SKIPPED = ("safety_checker",)
 """Parts that are not exported and that pipelines do without."""
+STRENGTH = 0.5
+"""Of observed and of judged runs that take away part of a picture first."""
 Route = Callable[[str, str, tuple[Any, ...], dict[str, Any]], Any]
 """Makes a call: folder, method, positional and named arguments."""
 
@@ -186,6 +192,7 @@ def arguments(
     generators: Sequence[torch.Generator],
     guidance: float | None = None,
     tokens: int | None = None,
+    pictures: Sequence[Image] = (),
     further: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a pipeline is called with for some pictures.
@@ -194,6 +201,7 @@ def arguments(
         prompts: One a picture. A pipeline of classes takes the class of that number, or name; one that takes
             neither ignores them.
         tokens: Of `max_sequence_length`.
+        pictures: To start from, one for each prompt, of that height and width; for a pipeline that takes any.
         further: Given as they are.
 
     Raises:
@@ -217,6 +225,9 @@ def arguments(
         given["class_labels"] = [_label(pipeline, prompt) for prompt in prompts]
     else:
         given["batch_size"] = len(prompts)
+    if pictures:
+        given["image"] = list(pictures) if len(pictures) > 1 else pictures[0]
+    given |= PLAIN
     given["generator"] = list(generators) if len(generators) > 1 else generators[0]
     given |= further or {}
     wanted = [
@@ -226,7 +237,7 @@ def arguments(
     if wanted:
         raise UnsupportedError(
             f"A {type(pipeline).__name__} wants {wanted[0]!r}, which the generic route has nothing for: it "
-            "gives prompts, class labels, sizes and noise.",
+            "gives prompts, class labels, a picture, sizes and noise.",
             hint=SCAFFOLD,
         )
     return {name: value for name, value in given.items() if name in known}
@@ -247,13 +258,31 @@ def _label(pipeline: Any, prompt: str) -> int:
     return sum(prompt.encode()) % 10
 
 
+def takes_picture(pipeline: Any) -> bool:
+    """Whether a pipeline is given a picture (to change, to enlarge, to measure)."""
+    return "image" in inspect.signature(pipeline.__call__).parameters
+
+
+def from_picture(pipeline: Any, steps: int) -> dict[str, Any]:
+    """Settings with which a pipeline that takes away part of a picture first does all the steps."""
+    known = inspect.signature(pipeline.__call__).parameters
+    if "strength" not in known or "image" not in known:
+        return {}
+    return {"strength": STRENGTH, "num_inference_steps": math.ceil(steps / STRENGTH)}
+
+
 def native_size(pipeline: Any) -> tuple[int, int, int]:
-    """(height, width, pixels per latent cell), by the config of what denoises, or the pipeline's defaults."""
+    """(height, width, pixels per latent cell), by the config of what denoises, or the pipeline's defaults.
+
+    Of a pipeline that enlarges pictures it is the small one's, whose pixels are the latent cells.
+    """
     named = [getattr(pipeline, name, None) for name in ("vae_scale_factor", "movq_scale_factor")]
     factor = next((int(value) for value in named if isinstance(value, int)), None)
     if factor is None:
         blocks = getattr(getattr(getattr(pipeline, "vae", None), "config", None), "block_out_channels", None)
         factor = 2 ** (len(blocks) - 1) if blocks else 1
+    if getattr(pipeline, "low_res_scheduler", None) is not None:
+        factor = 1
     known = inspect.signature(pipeline.__call__).parameters
     for name in ("unet", "transformer", "prior", "decoder"):
         sample = getattr(getattr(getattr(pipeline, name, None), "config", None), "sample_size", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +74,7 @@ class Recording(BaseModel):
         factor: Pixels per latent cell.
         pictures: Whether the result is pictures (a prior gives embeddings).
         notes: What is baked, and why.
+        picture: Whether it is given a picture, whose size `height` and `width` then are.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -85,6 +87,7 @@ class Recording(BaseModel):
     pictures: bool = True
     calls: list[Call]
     notes: list[str] = Field(default_factory=list)
+    picture: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Recording:
@@ -113,6 +116,23 @@ class Recording(BaseModel):
         if found.version > VERSION:
             raise ArtifactError(f"{FILE} was written by a newer exporter.", hint="Update exporter.")
         return found
+
+    def baked(self, dims: Mapping[str, Mapping[str, Sequence[int | str]]]) -> tuple[int, int] | None:
+        """(height, width) of the only size that exported components take; None where they take any.
+
+        Args:
+            dims: By component and input, as it was exported.
+        """
+        size = {"height": self.height, "width": self.width}
+        moves = False
+        for call in self.calls:
+            for tensor in call.inputs:
+                for dim, found in zip(tensor.dims, dims[call.name].get(tensor.name, ()), strict=False):
+                    side = str(dim).removeprefix("latent_")
+                    moves |= side in size and not isinstance(found, int)
+                    if side in size and isinstance(found, int):
+                        size[side] = found * (1 if dim == side else self.factor)
+        return None if moves else (size["height"], size["width"])
 
     def call(self, name: str) -> Call | None:
         return next((call for call in self.calls if call.name == name), None)

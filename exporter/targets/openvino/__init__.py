@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoOptions", "OpenVinoTarget"]
 
-WITHOUT_OPTIMUM = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+WITHOUT_OPTIMUM = ("LTXImageToVideoPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline")
 """Pipelines that optimum-intel has no class for."""
 WITHOUT_GENAI = (*WITHOUT_OPTIMUM, "SanaPipeline")
 """Pipelines that OpenVINO GenAI has no program for."""
@@ -118,9 +118,10 @@ class OpenVinoTarget(Target):
         ]
 
     def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
+        from exporter.architectures import is_generic
         from exporter.targets.openvino.schedulers import scheduler_remark
 
-        if checkpoint.pipeline_class in WITHOUT_GENAI:  # whatever its scheduler is
+        if checkpoint.pipeline_class in WITHOUT_GENAI or is_generic(checkpoint):  # whatever its scheduler is
             return []
         remark = scheduler_remark(checkpoint)
         found = [] if remark is None else [remark]

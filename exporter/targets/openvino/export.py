@@ -270,16 +270,19 @@ def finish_model(
     modules: Mapping[str, Sequence[str]],
 ) -> None:
     """Inputs as the clients want them, names that depend on the graph only, and the module notes."""
+    from exporter.architectures import is_generic
     from exporter.targets.openvino import model as surgery
     from exporter.targets.openvino import timestep
 
     scalars = [spec.name for spec in component.inputs if not spec.dims]
+    # No client passes whole timesteps to a pipeline that was observed, and its scheduler may have others.
+    time = "float32" if is_generic(component.checkpoint) else options.timestep
     for name in scalars:
-        surgery.widen_scalar(model, name, options.timestep if name == "timestep" else "float32")
+        surgery.widen_scalar(model, name, time if name == "timestep" else "float32")
     if "timestep" in scalars:
         known = surgery.tensor_names(model)
         sinusoid = next((n for n in modules.get(timestep.MODULE, ()) if n in known), None)
-        if options.timestep == "int64" and sinusoid is not None:
+        if time == "int64" and sinusoid is not None:
             timestep.tabulate(model, sinusoid, timestep.rows_of(component))
     surgery.drop_conversion_notes(model)
     surgery.name_nodes(model)
