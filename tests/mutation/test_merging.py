@@ -8,11 +8,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 
+from exporter.architectures import Size, components_of
 from exporter.architectures.baked import merging as rules
+from exporter.artifact import Artifact
+from exporter.checkpoints import open_source
 from exporter.conversion import convert, make_plan
 from exporter.parity import Report, verify
+from exporter.parity.cases import Inputs, convert_inputs
+from exporter.targets import RunOptions, get_target
 from tests.mutation import merging
 
 pytest.importorskip("tomesd")
@@ -55,6 +61,24 @@ def test_an_honest_artifact_passes_that_decides_otherwise(honest: tuple[Path, Re
     assert decided_otherwise(report) > 0, "nothing was tried"
     (unet,) = [part for part in report.components if part.name == "unet"]
     assert "are merged otherwise than in float64" in unet.summary
+
+
+def test_showing_the_decisions_changes_nothing(honest: tuple[Path, Report], alike: Path) -> None:
+    """What is judged is the file with further outputs: its bits are those of the file as clients open it."""
+    root, report = honest
+    record = Artifact.open(root).manifest.component("unet")
+    places = {
+        d.place for part in report.components for run in part.runs for c in run.cases for d in c.decisions
+    }
+    (unet,) = [c for c in components_of(open_source(str(alike))) if c.name == "unet"]
+    case = Inputs("", "random", "", unet.example_inputs(Size(2, 64, 64, 77, 8)))
+    arrays, _ = convert_inputs(case, record.inputs)
+    with get_target("onnx").open(root, record, RunOptions()) as runner:
+        shipped = runner.run(arrays)
+    with get_target("onnx").open(root, record, RunOptions(watch=tuple(places))) as runner:
+        watched = runner.run(arrays)
+    assert set(watched) == {"out_sample"} | places and len(places) == 3
+    assert np.array_equal(watched["out_sample"], shipped["out_sample"])
 
 
 def noise(report: Report) -> float:
