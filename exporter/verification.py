@@ -7,6 +7,7 @@ lines on stdout: progress events, then the outcome.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,8 +84,18 @@ def verify_in_fresh_process(
         errors = log.read()
     if outcome is not None:
         return outcome
-    last = errors.strip().splitlines()[-1] if errors.strip() else f"exit status {child.returncode}"
-    return Outcome("INCONCLUSIVE", f"the verifier stopped without a verdict ({last})")
+    return Outcome(
+        "INCONCLUSIVE", f"the verifier stopped without a verdict ({_end(child.returncode, errors)})"
+    )
+
+
+def _end(status: int, errors: str) -> str:
+    """Why a process ended: the signal that did it, or the last thing it said."""
+    if status < 0:
+        name = signal.strsignal(-status) or f"signal {-status}"
+        memory = ": it may have run out of memory" if -status == signal.SIGKILL else ""
+        return f"its process was ended by the system, {name}{memory}"
+    return errors.strip().splitlines()[-1] if errors.strip() else f"exit status {status}"
 
 
 def _relay(child: subprocess.Popen[str], progress: Progress) -> Outcome | None:

@@ -17,6 +17,7 @@ from exporter.checkpoints import resolve
 from exporter.clip_files import Clip, check_clip_path, write_clip
 from exporter.clips import film, in_one_picture, makes_clips
 from exporter.errors import BackendMissing, DestinationError, UsageError
+from exporter.parity.reference import paint_reference, plan_of
 from exporter.pipeline import assemble, from_checkpoint
 from tests.cli.runner import invoke
 from tests.families import VIDEO, make
@@ -65,6 +66,13 @@ def test_same_clip_as_the_reference(folders: dict[str, Path], family: str) -> No
     assert not same(film(mine, "two dogs", **SMALL), theirs), "the prompt matters"
     assert not same(film(mine, "a red star", **SMALL, fps=5), theirs), "the model is told of the rate"
     assert not same(found, Clip(found.frames[::-1], 25)), "frames differ"
+
+
+def test_the_verifier_films_as_many_frames_as_it_says(folders: dict[str, Path]) -> None:
+    checkpoint = resolve(folders["ltx"])
+    plan = plan_of(checkpoint, (1, 64, 96, 17), prompts=["a red star"], steps=1, seed=0)
+    (clips,) = paint_reference(checkpoint, plan, cache=None).images
+    assert clips.shape == (1, 3, 17, 64, 96)
 
 
 def test_statistics_among_the_weights(folders: dict[str, Path]) -> None:

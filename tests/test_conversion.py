@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporter import conversion, planning
+from exporter import conversion, planning, verification
 from exporter.artifact import Artifact
 from exporter.errors import ResourceError, UnsupportedError, UsageError
 from exporter.progress import NullProgress
@@ -213,3 +213,10 @@ def test_progress_is_reported_for_every_component(tiny: Path, tmp_path: Path) ->
     )
     conversion.convert(plan, progress=Recorder())
     assert any("vae_decoder" in label for label in labels)
+
+
+def test_a_verifier_that_was_killed_is_told_from_one_that_stopped() -> None:
+    assert "memory" in verification._end(-signal.SIGKILL, "a warning of some library\n")
+    assert "Segmentation fault" in verification._end(-signal.SIGSEGV, "a warning of some library\n")
+    assert verification._end(1, "Traceback\nValueError: no\n") == "ValueError: no"
+    assert verification._end(3, "") == "exit status 3"

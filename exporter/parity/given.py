@@ -29,6 +29,7 @@ def given_to(pipeline: Any, plan: Plan, count: int) -> dict[str, Any]:
     """
     known = inspect.signature(pipeline.__call__).parameters
     given: dict[str, Any] = {"height": plan.height, "width": plan.width, "num_inference_steps": plan.steps}
+    given["num_frames"] = plan.frames
     control = control_argument(known)
     if "mask_image" in known:
         given |= {"image": start(plan, count), "mask_image": mask(plan), "strength": 1.0}

@@ -1,4 +1,4 @@
-"""Whole pipelines of other families at full size: random float16 weights, written without holding them."""
+"""Whole pipelines of other families at full size: random narrow weights, written without holding them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from exporter.architectures.base import no_weights
 from tests.benchmarks.full_size import sdxl_unet, write_weights
-from tests.tiny import make_tokenizer
+from tests.tiny import make_t5_tokenizer, make_tokenizer
 
 VAE_BLOCKS: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
@@ -61,6 +61,33 @@ def make_sd3(folder: Path, *, seed: int = 0) -> Path:
     return _write("StableDiffusion3Pipeline", folder, parts, scheduler, seed, absent)
 
 
+def make_flux(folder: Path, *, seed: int = 0) -> Path:
+    """Write FLUX.1 dev with the transformer at full size: 11.9 billion bfloat16 weights, 24 GB.
+
+    Its T5 has one narrow layer instead of 24 wide ones, for only the transformer is measured.
+    """
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    parts: Mapping[str, Callable[[], nn.Module]] = {
+        "text_encoder": _clip_pair(projected=False)["text_encoder"],
+        "text_encoder_2": lambda: T5EncoderModel(
+            T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=1)
+        ),
+        "transformer": lambda: FluxTransformer2DModel(
+            in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128,
+            num_attention_heads=24, joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
+            axes_dims_rope=(16, 56, 56),
+        ),
+        "vae": lambda: AutoencoderKL(
+            sample_size=1024, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159,
+            use_quant_conv=False, use_post_quant_conv=False, **VAE_BLOCKS,
+        ),
+    }  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return _write("FluxPipeline", folder, parts, scheduler, seed, dtype="BF16")
+
+
 def _clip_pair(*, projected: bool) -> dict[str, Callable[[], nn.Module]]:
     """CLIP ViT-L and OpenCLIP ViT-bigG, as SDXL and SD3 have them; SD3's first one projects too."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -88,6 +115,7 @@ def _write(
     scheduler: Any,
     seed: int,
     absent: Mapping[str, Any] | None = None,
+    dtype: str = "F16",
 ) -> Path:
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.39.0", **(absent or {})}
     generator = np.random.default_rng(seed)
@@ -101,12 +129,14 @@ def _write(
             module.config.architectures = [type(module).__name__]
             module.config.save_pretrained(place)
             tokenizer = name.replace("text_encoder", "tokenizer")
-            make_tokenizer(folder / tokenizer).save_pretrained(folder / tokenizer)
-            index[tokenizer] = ["transformers", "CLIPTokenizer"]
+            t5 = module.config.model_type == "t5"
+            words: Any = make_t5_tokenizer() if t5 else make_tokenizer(folder / tokenizer)
+            words.save_pretrained(folder / tokenizer)
+            index[tokenizer] = ["transformers", "T5TokenizerFast" if t5 else "CLIPTokenizer"]
         else:
             module.save_config(place)
         stem = "model" if library == "transformers" else "diffusion_pytorch_model"
-        write_weights(module, place / f"{stem}.safetensors", generator, dtype="F16")
+        write_weights(module, place / f"{stem}.safetensors", generator, dtype=dtype)
         index[name] = [library, type(module).__name__]
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]

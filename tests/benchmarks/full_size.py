@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -109,67 +108,6 @@ def sdxl_unet() -> nn.Module:
         projection_class_embeddings_input_dim=2816,
         cross_attention_dim=2048,
     )
-
-
-def make_sdxl_unet(folder: Path, *, seed: int = 0) -> Path:
-    """Write what converting the UNet of SDXL base asks for.
-
-    2.57 billion random float16 weights, 5 GB, and the VAE beside them, whose config gives the native size.
-    """
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler
-
-    with no_weights():
-        unet: Any = sdxl_unet()
-        vae = AutoencoderKL(
-            sample_size=1024, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
-    for name, part in (("unet", unet), ("vae", vae)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        part.save_config(folder / name)
-        generator = np.random.default_rng(seed)
-        path = folder / name / "diffusion_pytorch_model.safetensors"
-        write_weights(part, path, generator, dtype="F16")
-    EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.39.0"}
-    parts: dict[str, object] = dict(index)
-    for name, part in (("unet", unet), ("vae", vae), ("scheduler", EulerDiscreteScheduler())):
-        parts[name] = ["diffusers", type(part).__name__]
-    (folder / "model_index.json").write_text(json.dumps(parts, indent=2))
-    return folder
-
-
-def make_flux_transformer(folder: Path, *, seed: int = 0) -> Path:
-    """Write what converting the transformer of FLUX.1 dev asks for.
-
-    11.9 billion random bfloat16 weights, 24 GB, and the VAE beside them, whose config gives the native size.
-    """
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-
-    with no_weights():
-        transformer = FluxTransformer2DModel(
-            in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128,
-            num_attention_heads=24, joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
-            axes_dims_rope=(16, 56, 56),
-        )  # fmt: skip
-        vae = AutoencoderKL(
-            sample_size=1024, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
-            latent_channels=16, down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, use_quant_conv=False, use_post_quant_conv=False,
-            shift_factor=0.1159, scaling_factor=0.3611,
-        )  # fmt: skip
-    parts: dict[str, object] = {"_class_name": "FluxPipeline", "_diffusers_version": "0.39.0"}
-    for name, part in (("transformer", transformer), ("vae", vae)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        part.save_config(folder / name)
-        path = folder / name / "diffusion_pytorch_model.safetensors"
-        write_weights(part, path, np.random.default_rng(seed), dtype="BF16")
-        parts[name] = ["diffusers", type(part).__name__]
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    scheduler.save_pretrained(folder / "scheduler")
-    parts["scheduler"] = ["diffusers", type(scheduler).__name__]
-    (folder / "model_index.json").write_text(json.dumps(parts, indent=2))
-    return folder
 
 
 def write_weights(

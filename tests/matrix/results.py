@@ -33,6 +33,7 @@ class Result(BaseModel):
         verdict: `supported`: converted, verified (PASS) and painted like the reference. `refused`: one
             sentence before or during the work. `fails`: anything else.
         reason: Of a refusal or a failure.
+        options: What it was converted with besides the defaults.
         components: What was exported.
         noise: Largest error in multiples of PyTorch's own rounding noise, where the verifier gave one.
         difference: Largest difference of two painted pictures, in steps of 255.
@@ -45,6 +46,7 @@ class Result(BaseModel):
 
     verdict: Verdict
     reason: str = ""
+    options: dict[str, str] = Field(default_factory=dict)
     components: list[str] = Field(default_factory=list)
     noise: float | None = None
     difference: int | None = None
@@ -103,7 +105,7 @@ def _cell(result: Result | None, reasons: list[str]) -> str:
     if result is None:
         return NOT_RUN
     if result.verdict == "supported":
-        return "yes"
+        return ", ".join(["yes", *(f"`--{name} {value}`" for name, value in result.options.items())])
     if result.reason not in reasons:
         reasons.append(result.reason)
     word = "no" if result.verdict == "refused" else "**fails**"
