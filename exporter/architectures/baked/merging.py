@@ -130,12 +130,13 @@ class Matching:
         away = self.order.index_select(1, self._numbers(tokens, self.merged))
         rest = self.order.index_select(1, self._numbers(tokens, self.alone) + self.merged)
         target = self.partner.gather(1, away)
-        moved = others.gather(1, _along(away, others))
-        total = kept.scatter_add(1, _along(target, kept), moved)
-        count = torch.ones_like(kept[..., :1]).scatter_add(
+        moved = others.gather(1, _along(away, others)).float()  # ONNX Runtime adds no float16 up by number
+        total = kept.float().scatter_add(1, _along(target, kept), moved)
+        count = torch.ones_like(total[..., :1]).scatter_add(
             1, target[..., None], torch.ones_like(moved[..., :1])
         )
-        return torch.cat([others.gather(1, _along(rest, others)), total / count], dim=1)
+        mean = (total / count).to(kept.dtype)
+        return torch.cat([others.gather(1, _along(rest, others)), mean], dim=1)
 
     def unmerge(self, tokens: torch.Tensor, decided: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Every token of the picture again: those that were merged are all what became of them.
