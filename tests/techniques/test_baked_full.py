@@ -14,6 +14,7 @@ import torch
 from exporter import bench, pipeline, recipes
 from exporter.artifact import Artifact
 from exporter.conversion import convert, make_plan
+from exporter.errors import UsageError
 from tests.tiny_sdxl import make_tiny_sdxl
 
 pytestmark = pytest.mark.full
@@ -61,8 +62,10 @@ class TestOneTechnique:
         passes(tiny, target, tmp_path / "artifact", {"dtype": dtype}, given)
 
     def test_sdxl(self, target: str, given: Any, xl: Path, tmp_path: Path) -> None:
-        if given is MERGED:  # its outermost level has no attention
-            given = {"token-merging": {"ratio": 0.5}}
+        if given is MERGED:
+            with pytest.raises(UsageError, match="outermost level has none"):
+                passes(xl, target, tmp_path / "artifact", {}, given)
+            return
         passes(xl, target, tmp_path / "artifact", {}, given)
 
 

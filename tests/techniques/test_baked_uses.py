@@ -19,8 +19,10 @@ from exporter.architectures import Component, components_of
 from exporter.architectures.baked.driving import driver_of
 from exporter.artifact import TensorRecord
 from exporter.checkpoints import open_source
+from exporter.errors import UsageError
 from exporter.stand_ins import ExportedUNet
 from exporter.targets import Runner
+from tests.tiny_sdxl import make_tiny_sdxl
 
 PROMPTS = ["a large red star", "a small green circle"]
 
@@ -127,3 +129,9 @@ def test_two_prompts_without_guidance_are_not_taken_for_one_with_it(tiny: Path) 
     together = painted(ours, PROMPTS, together=2, **settings)
     assert agree(together, painted(ours, PROMPTS, **settings))
     assert not np.array_equal(together[0], together[1])
+
+
+def test_where_nothing_would_be_merged_it_is_refused(tmp_path: Path) -> None:
+    checkpoint = open_source(str(make_tiny_sdxl(tmp_path / "xl")))
+    with pytest.raises(UsageError, match="outermost level has none"):
+        components_of(techniques.bake(["token-merging"], "onnx", checkpoint))

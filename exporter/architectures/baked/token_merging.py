@@ -27,7 +27,7 @@ def bake(component: Component, *, ratio: float, max_downsample: int) -> list[Com
     """The UNet with merging blocks down to a level.
 
     Raises:
-        UsageError: Another kind of attention, or a level whose sides may be odd.
+        UsageError: Another kind of attention, none in these levels, or a level whose sides may be odd.
     """
     levels = len(component.config["block_out_channels"])
     if 2 * max_downsample > 2 ** (levels - 1):
@@ -45,6 +45,13 @@ def bake(component: Component, *, ratio: float, max_downsample: int) -> list[Com
 
     said = variant(component, "token-merging", ratio=ratio, max_downsample=max_downsample)
     paths = decisions_of(plain, max_downsample)
+    if not paths:
+        deeper = next((2**n for n in range(1, levels - 1) if decisions_of(plain, 2**n)), None)
+        raise UsageError(
+            f"The technique token-merging: down to max_downsample {max_downsample} this UNet has no "
+            "attention (SDXL's outermost level has none), so nothing would be merged.",
+            hint=f"Take max_downsample {deeper}." if deeper else None,
+        )
 
     def told(merging: Component) -> Component:
         library = merging.reference
