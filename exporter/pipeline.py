@@ -242,6 +242,8 @@ def assemble(
     modules["vae"] = vae(runners["vae_decoder"], runners.get("vae_encoder"), vae_config)
     scheduler_config = _config(root, "scheduler", "scheduler_config.json")
     scheduler = getattr(diffusers, scheduler_config["_class_name"]).from_config(scheduler_config)
+    if driver is not None:
+        driver.begins_with(scheduler)
     tokenizers = {
         name: _tokenizer(root / name) for name in TOKENIZERS if name in known and (root / name).is_dir()
     }

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from exporter.architectures.baked.deciding import Decisions
+
     Device = torch.device | None
 Dim = int | str
 DENOISERS = ("unet", "transformer")
@@ -175,13 +177,12 @@ class Component:
         published: Gives what clients read in the exported component's `config.json` besides the
             checkpoint's own config: numbers that lie among its weights.
         varying: Symbols that are another number from one call of a run to the next: none can be baked.
-        derive: Makes of the stored weights, by the names they are stored under, those that the module has
-            where it has others (projections that were joined).
+        derive: Makes of the stored weights, by their names, those of a module that has others (joined ones).
         variant: What a technique made of it, as text that tells it from every other; part of its digest.
-        beside: The component before it that has most of the same weights, where there is one: a format may
-            keep them once.
+        beside: The component before it that has most of the same weights: a format may keep them once.
         reference: Computes the same by the library's own code; what artifacts are judged against, where it
             is not this component itself.
+        decides: What it decides by comparing numbers, where it does.
     """
 
     name: str
@@ -209,6 +210,7 @@ class Component:
     variant: str = ""
     beside: str | None = None
     reference: Component | None = None
+    decides: Decisions | None = None
 
     @property
     def config(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import ast
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from exporter.architectures.baked.deciding import is_decision
 from exporter.graph.capture import clean_path
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def module_outputs(model: ir.Model) -> dict[str, ir.Value]:
     """Module path → the value that leaves it, in order of execution.
 
     A module's nodes carry its path. The values computed inside and used outside are what it returns.
-    A module is listed when that is exactly one floating-point tensor and the module runs once: for
-    one that returns several, or that is called twice under one name, no value is *the* output.
+    A module is listed when that is exactly one floating-point tensor (or a decision) and the module runs
+    once: for one that returns several, or that is called twice under one name, no value is *the* output.
 
     Args:
         model: As translated, before any optimisation has moved or merged nodes.
@@ -58,7 +59,7 @@ def module_outputs(model: ir.Model) -> dict[str, ir.Value]:
                     escaping[path].append(value)
     result = {}
     for path, values in escaping.items():
-        tensors = [value for value in values if _is_activation(value)]
+        tensors = [value for value in values if _is_activation(value) or is_decision(path)]
         if len(tensors) == 1 and len(calls[path]) == 1:
             result[path] = tensors[0]
     return result

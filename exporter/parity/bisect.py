@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from exporter.architectures.baked.deciding import is_decision
 from exporter.parity.arithmetic import UNIT_ROUNDOFF, Reference, Tensors
 from exporter.parity.budget import layouts_of
 from exporter.parity.cases import Inputs, convert_inputs
+from exporter.parity.decisions import untold
 from exporter.parity.metrics import NotComparable, compare
 from exporter.parity.provenance import Trace, trace
 from exporter.parity.schema import Bisection, Case, ComponentReport, ModuleRow, Report, Run
@@ -32,6 +34,11 @@ SUSTAINED = 6
 """A slight excess may be noise: at least half of this many following modules must be off as well."""
 PLAIN = 10.0
 """Error ÷ limit beyond which no company is needed (a normalisation may hide a fault from what follows)."""
+
+OTHERWISE = (
+    "With its inner values shown, the runtime rounds in another way, and the file merges other tokens: what "
+    "follows from that cannot be told from the fault."
+)
 
 
 def bisect(
@@ -63,7 +70,8 @@ def bisect(
             return Bisection(
                 case=case.id, first_bad=None, explanation="This format gives no intermediate outputs."
             )
-        arrays, _ = convert_inputs(case, opened.record.inputs)
+        arrays, _ = convert_inputs(untold(case), opened.record.inputs)
+        decided = [name for name in case.tensors if is_decision(name)]
         with Reference(component) as reference:
             known = trace(reference, case.tensors)
         names = [name for name in known.order if name in set(names)]
@@ -75,7 +83,9 @@ def bisect(
                 _outputs(component, case, picked, opened.weights, opened.arithmetic, layout)
                 for layout in layouts_of(component)
             ]
-            values = runner.intermediates(arrays, picked)
+            values = runner.intermediates(arrays, [*picked, *decided])
+            if any(not torch.equal(torch.from_numpy(values[n]).long(), case.tensors[n]) for n in decided):
+                return Bisection(case=case.id, first_bad=None, explanation=OTHERWISE)
             for name in picked:
                 actual = torch.from_numpy(values[name]) if name in values else None
                 noise = [floor[name] for floor in floors if name in floor]
@@ -272,27 +282,26 @@ def _blame(bad: str, rows: dict[str, ModuleRow], known: Trace) -> tuple[str, str
 
 def explain(
     report: Report,
-    components: Mapping[str, Component],
     openers: Mapping[str, Mapping[str, Opened]],
-    captured: Mapping[str, list[Inputs]],
+    followed: Mapping[tuple[str, str], tuple[Component, list[Inputs]]],
     task: Callable[[str, float], Callable[[str], None]],
 ) -> None:
     """Find where each failing component leaves the reference. A search that breaks says so.
 
     Args:
+        followed: By component and way of running it, what its truth was computed of.
         task: Begins a task of the progress, and returns what counts its steps.
     """
     for part in report.components:
         failed = [run.mode for run in part.runs if run.gates and run.verdict == "FAIL"]
         mode = failed[0] if failed else "graph"
         opened = openers.get(part.name, {}).get(mode)
-        if part.verdict != "FAIL" or opened is None:
+        if part.verdict != "FAIL" or opened is None or (part.name, mode) not in followed:
             continue
+        component, cases = followed[part.name, mode]
         tick = task(f"looking for the first bad module of {part.name}", 1)
         try:
-            part.bisection = bisect(
-                components[part.name], opened, part, captured[part.name], report.settings.k, tick, mode
-            )
+            part.bisection = bisect(component, opened, part, cases, report.settings.k, tick, mode)
         except Exception as error:  # the verdict stands without it
             text = f"The search for the first bad module stopped: {type(error).__name__}: {error}"
             part.bisection = Bisection(case="", first_bad=None, explanation=text)

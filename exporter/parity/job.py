@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -74,6 +75,8 @@ class Job:
         self.scratch = TemporaryDirectory(prefix="exporter-")
         self.judged: dict[str, Component] = {c.name: c for c in self.components}
         """What the artifact is judged against: of a quantised component, the one with its own weights."""
+        self.followed: dict[tuple[str, str], tuple[Component, list[Inputs]]] = {}
+        """By component and way of running it, what its truth was computed of: bisection follows that."""
 
     def run(self, sizes: Sequence[SizeReport] = ()) -> Report:
         """Measure and judge. `sizes` are the verdicts on the artifact's further sizes."""
@@ -112,8 +115,7 @@ class Job:
         if self.settings.bisect and report.verdict == "FAIL":
             from exporter.parity.bisect import explain
 
-            shipped = {name: self.target.shipped(component) for name, component in self.judged.items()}
-            explain(report, shipped, openers, captured, self._task)
+            explain(report, openers, self.followed, self._task)
             report = judge(report, *limits)
         report.seconds = round(time.perf_counter() - self.started, 3)
         report.peak_memory = peak_memory()
@@ -153,9 +155,10 @@ class Job:
     def _component(
         self, record: ComponentRecord, painted: Painted | None
     ) -> tuple[ComponentReport, list[Inputs], dict[str, Opened]]:
+        from exporter.parity import decisions
         from exporter.parity.budget import evaluate, layouts_of
         from exporter.parity.cases import cases_of, untraced
-        from exporter.parity.measure import Opened, hints_of, measure, replay
+        from exporter.parity.measure import Opened, Shapes, hints_of, measure, replay
         from exporter.parity.quantised import is_quantised, restore, rounds_activations
         from exporter.parity.vocabulary import vocabulary
 
@@ -186,7 +189,9 @@ class Job:
                 reference, cases, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
             )
 
-        truths, originals = truths_of(component), None
+        deciding = component.decides is not None
+        truths = [] if deciding and not is_quantised(record) else truths_of(component)
+        originals = None
         if is_quantised(record):
             originals = truths
             opened = Opened(self.target, self.artifact.root, record, "f32", self.threads, self.trust)
@@ -194,7 +199,10 @@ class Job:
             full = restore(full, record, opened, folder, report, self.checkpoint, self.cache, tick)
             self.judged[full.name] = full
             component = self.target.shipped(full)
-            truths = truths_of(component)
+            truths = [] if deciding else truths_of(component)
+        shapes: list[Shapes] = [
+            decisions.shapes_of(component, case) for case in cases
+        ] if deciding else [{n: tuple(t.shape) for n, t in truth.items()} for truth in truths]  # fmt: skip
         openers: dict[str, Opened] = {}
         for mode, hint in hints.items():
             opened = Opened(
@@ -202,12 +210,20 @@ class Job:
                 exact=rounded and mode == "graph",
             )  # fmt: skip
             skip = openers["graph"].arithmetic if mode == "default" else None
-            played = replay(component, opened, cases, truths, tick, skip_if=skip)
+            played = replay(component, opened, cases, shapes, tick, skip_if=skip)
             if played.same_as:
                 report.same_by_default = True
                 break
+            judged, asked = component, cases
+            if component.decides is not None:
+                judged = component.decides.told(component)
+                asked = [decisions.told(case, d) for case, d in zip(cases, played.decisions, strict=False)]
+                truths = evaluate(
+                    judged, asked, weights="float32", arithmetic="float64", tick=tick, cache=self.cache
+                )
+            self.followed[record.name, mode] = judged, asked
             run = measure(
-                component, opened, played, cases, truths,
+                judged, opened, played, asked, truths,
                 mode=mode, cache=self.cache, tick=tick, originals=originals,
             )  # fmt: skip
             run.stated = rounded and mode == "default"
@@ -252,6 +268,7 @@ class Job:
             original, (painted, _) = painted, self._paint_reference(components)
             assert painted is not None
         plain = plain_of(self.checkpoint, report, lambda other: self._paint_reference(None, other)[0])
+        watched = {c.name: c.decides.paths if c.decides else () for c in components}
         for mode in modes:
             chosen = {n: openers[n].get(mode) or openers[n]["graph"] for n in report.exported if openers[n]}
             tick = self._task(f"pipeline ({mode})", 2 * self.paint_ticks)
@@ -260,7 +277,7 @@ class Job:
                 components,
                 self.plan,
                 painted,
-                dict(chosen),
+                {n: partial(o, watch=watched[n]) for n, o in chosen.items()},
                 {n: (o.weights, o.arithmetic) for n, o in chosen.items()},
                 mode=mode,
                 folder=self.folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from exporter.errors import BackendMissing, ExporterError
+from exporter.parity import decisions
 from exporter.parity.arithmetic import UNIT_ROUNDOFF, Tensors
 from exporter.parity.budget import evaluate, layouts_of
 from exporter.parity.cases import Inputs, convert_inputs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from exporter.targets.base import PrecisionHint, Runner, Target
 
 FLOATS = ("float32", "float16", "bfloat16")
+Shapes = Mapping[str, tuple[int, ...]]
 STORED = (*FLOATS, "float8_e4m3fn")
 """Dtypes of weights whose rounding PyTorch can be made to repeat."""
 
@@ -60,7 +62,7 @@ class Opened:
         self.arithmetic = self.weights if self.weights in FLOATS else "float32"
         self.only_rounded = False
 
-    def __call__(self, *, peaks: bool = False) -> Runner:
+    def __call__(self, *, peaks: bool = False, watch: Sequence[str] = ()) -> Runner:
         from exporter.targets.base import RunOptions
 
         runner = self.target.open(
@@ -72,6 +74,7 @@ class Opened:
                 trust=self.trust,
                 peaks=peaks,
                 exact=self.exact,
+                watch=tuple(watch),
             ),
         )
         if runner.precision in FLOATS:
@@ -112,6 +115,7 @@ class Replay:
     """What one way of running the artifact gave: a case each, and the outputs of those without fault.
 
     Attributes:
+        decisions: Of each case, by the paths of `Component.decides`.
         faults: Of the file, whichever way it is run.
         overflows: Of this way of running it.
         same_as: The arithmetic for which nothing was run, as asked.
@@ -120,6 +124,7 @@ class Replay:
 
     cases: list[Case] = field(default_factory=list)
     outputs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    decisions: list[dict[str, np.ndarray]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     peaks: list[PeakRow] = field(default_factory=list)
     overflows: list[str] = field(default_factory=list)
@@ -131,18 +136,20 @@ def replay(
     component: Component,
     opened: Opened,
     cases: Sequence[Inputs],
-    truths: Sequence[Tensors],
+    shapes: Sequence[Shapes],
     tick: Callable[[str], None],
     skip_if: str | None = None,
 ) -> Replay:
     """Run the artifact on every case. Whatever a runtime throws is a fault, never a crash.
 
     Args:
+        shapes: Of the outputs of every case, by name.
         skip_if: Run nothing when the runtime computes in this arithmetic, activations as they are.
     """
     result = Replay()
+    watch = () if component.decides is None else component.decides.paths
     try:
-        runner = opened(peaks=True)
+        runner = opened(peaks=True, watch=watch)
     except BackendMissing as error:
         result.not_checked = error.message
         return result
@@ -154,11 +161,13 @@ def replay(
             result.same_as = skip_if
             return result
         result.faults += declared_faults(component, opened.record, runner) + runner.client_faults()
-        for case, truth in zip(cases, truths, strict=True):
-            shapes = {name: tuple(tensor.shape) for name, tensor in truth.items()}
-            measured, outputs = _run_case(case, shapes, runner, opened.record)
+        for case, wanted in zip(cases, shapes, strict=True):
+            measured, outputs, decided = _run_case(case, wanted, runner, opened.record)
+            if outputs and set(decided) != set(watch):
+                measured.not_checked, outputs = decisions.NOT_SHOWN, {}
             result.cases.append(measured)
             result.outputs.append(outputs)
+            result.decisions.append(decided)
             tick(f"{case.label} in the artifact ({opened.arithmetic})")
         result.peaks = [PeakRow(**vars(peak)) for peak in runner.peaks()]
         if opened.arithmetic == "float16":
@@ -181,6 +190,7 @@ def measure(
     """The metrics of a replay, and of PyTorch at the same precision beside them.
 
     Args:
+        component: Of one that decides, the one that is told; `cases` then have its decisions.
         truths: float64 outputs of the reference for every case. Where `opened` has weights that are only
             rounded, and computes in more, they are computed anew with these (`Opened.truth`).
         originals: The same with the checkpoint's weights, where `component` has quantised ones.
@@ -202,7 +212,12 @@ def measure(
         for layout in layouts_of(component)
     }
     for i, (case, outputs, truth) in enumerate(zip(run.cases, played.outputs, truths, strict=True)):
-        for name, tensor in truth.items() if outputs else ():
+        if outputs:
+            found_there = {layout: found[i] for layout, found in floors.items()}
+            case.decisions = decisions.measured(component, truth, found_there, opened.arithmetic)
+        for name, tensor in truth.items():
+            if name not in outputs:  # no output was usable, or it says how good a decision is
+                continue
             expected = tensor.numpy()
             too_large = overflow(name, [found[i][name] for found in floors.values()], opened.arithmetic)
             if too_large is not None and np.isfinite(expected).all():
@@ -240,23 +255,25 @@ def overflow(name: str, floors: Sequence[torch.Tensor], arithmetic: str) -> str 
 
 
 def _run_case(
-    case: Inputs, shapes: dict[str, tuple[int, ...]], runner: Runner, record: ComponentRecord
-) -> tuple[Case, dict[str, np.ndarray]]:
+    case: Inputs, shapes: Shapes, runner: Runner, record: ComponentRecord
+) -> tuple[Case, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The case, its outputs and what it decided; neither where there is a fault."""
     started = time.perf_counter()
     result = Case(id=case.id, kind=case.kind, label=case.label, inputs=case.described())
     try:
         arrays, result.conversions = convert_inputs(case, record.inputs)
     except ValueError as error:
         result.problems.append(str(error))
-        return result, {}
+        return result, {}, {}
     try:
         outputs = runner.run(arrays)
     except Exception as error:  # whatever a runtime throws: the artifact could not compute this case
         result.problems.append(f"the artifact refuses it: {_sentence(error)}")
-        return result, {}
+        return result, {}, {}
     result.seconds = time.perf_counter() - started
+    decided = decisions.taken_from(outputs)
     result.problems = output_faults(outputs, record.outputs, shapes)
-    return result, {} if result.problems else outputs
+    return (result, {}, {}) if result.problems else (result, outputs, decided)
 
 
 def _sentence(error: BaseException) -> str:

@@ -1,6 +1,8 @@
-"""The base of everything in a report, and what a report says of integers and of further sizes."""
+"""The base of everything in a report, and what a report says of integers, decisions, modules and sizes."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -67,6 +69,53 @@ class Compression(Part):
     sqnr_db: float | None = None
     activations: list[ActivationCheck] = Field(default_factory=list)
     calibrated_on: int | None = None
+
+
+class DecisionMeasurement(Part):
+    """What one block merges in one case, by the float64 resemblances of the same tokens.
+
+    Attributes:
+        place: The module that gives the decision.
+        tokens: Among which it is taken, of all rows.
+        otherwise: Of those that went, how many float64 would have left, or sent elsewhere.
+        regret: By how much the worst of them resembles less than what was not taken.
+        noise: Largest error of PyTorch's own resemblances at the artifact's precision, at least its unit
+            roundoff.
+    """
+
+    place: str
+    tokens: int
+    otherwise: int
+    regret: float
+    noise: float
+
+
+class ModuleRow(Part):
+    """One module in the bisection's table. `ratio` is error ÷ limit of that module."""
+
+    module: str
+    relative_l2: float | None
+    floor: float | None
+    ratio: float | None
+    state: Literal["ok", "off", "not comparable"]
+    note: str | None = None
+
+
+class Bisection(Part):
+    """Where a failing component first leaves the reference.
+
+    Attributes:
+        case: The case that was followed.
+        first_bad: Diffusers path of the first module whose output is off while its inputs are not.
+        explanation: In words.
+        rows: The modules around it in order of execution.
+    """
+
+    case: str
+    first_bad: str | None
+    explanation: str
+    rows: list[ModuleRow] = Field(default_factory=list)
+    modules_compared: int = 0
 
 
 class SizeReport(Part):

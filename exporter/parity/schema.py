@@ -15,7 +15,10 @@ from pydantic import Field, ValidationError
 
 from exporter.artifact import SourceRecord, Verdict, now, write_text_atomic
 from exporter.errors import ArtifactError, VerificationFailed, VerificationInconclusive
+from exporter.parity.parts import Bisection as Bisection
 from exporter.parity.parts import Compression, Part
+from exporter.parity.parts import DecisionMeasurement as DecisionMeasurement
+from exporter.parity.parts import ModuleRow as ModuleRow
 from exporter.parity.parts import SizeReport as SizeReport
 
 REPORT_VERSION = 1
@@ -86,6 +89,7 @@ class Case(Part):
         conversions: What had to be cast for the artifact, in words.
         problems: Structural faults (names, shapes, dtypes, NaN, a refusal): each one is a FAIL.
         not_checked: Why nothing could be measured; never a PASS.
+        decisions: What the artifact decided by comparing numbers; truth and floors decide alike.
     """
 
     id: str
@@ -96,6 +100,7 @@ class Case(Part):
     problems: list[str] = Field(default_factory=list)
     not_checked: str | None = None
     outputs: list[OutputMeasurement] = Field(default_factory=list)
+    decisions: list[DecisionMeasurement] = Field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -169,34 +174,6 @@ class Run(Part):
         return max(
             bounded or self.peaks, key=lambda r: math.inf if math.isnan(r.peak) else r.peak, default=None
         )
-
-
-class ModuleRow(Part):
-    """One module in the bisection's table. `ratio` is error ÷ limit of that module."""
-
-    module: str
-    relative_l2: float | None
-    floor: float | None
-    ratio: float | None
-    state: Literal["ok", "off", "not comparable"]
-    note: str | None = None
-
-
-class Bisection(Part):
-    """Where a failing component first leaves the reference.
-
-    Attributes:
-        case: The case that was followed.
-        first_bad: Diffusers path of the first module whose output is off while its inputs are not.
-        explanation: In words.
-        rows: The modules around it in order of execution.
-    """
-
-    case: str
-    first_bad: str | None
-    explanation: str
-    rows: list[ModuleRow] = Field(default_factory=list)
-    modules_compared: int = 0
 
 
 class ComponentReport(Part):

@@ -20,6 +20,7 @@ from statistics import median
 from exporter.artifact import Verdict
 from exporter.errors import UsageError
 from exporter.parity import cost
+from exporter.parity.decided import decided_otherwise, judge_decisions, typical_noise
 from exporter.parity.schema import (
     Case,
     ComponentReport,
@@ -146,7 +147,10 @@ def _component_sentence(component: ComponentReport, k: float) -> str:
         how = "" if worst.mode == "graph" else f" run by default in {run.arithmetic}"
         excess = "" if run.gates or worst.ratio <= 1 else ", more than its precision explains"
         parts.append(f"{worst.ratio * k:.2g} × the {run.arithmetic} noise floor{how}{excess}")
-    return f"error at most {', '.join(parts)} ({k:g} is allowed){of_component(component.compression)}"
+    return (
+        f"error at most {', '.join(parts)} ({k:g} is allowed){of_component(component.compression)}"
+        f"{decided_otherwise(component)}"
+    )
 
 
 def judge_run(run: Run, k: float) -> tuple[list[str], list[str], list[str], Worst | None]:
@@ -156,6 +160,7 @@ def judge_run(run: Run, k: float) -> tuple[list[str], list[str], list[str], Wors
     unsure: list[str] = []
     worst: Worst | None = None
     typical = typical_floors(run)
+    noise_of_decisions = typical_noise(run)
     where = "" if run.mode == "graph" else f" ({run.mode} precision, {run.arithmetic})"
     failures += run.problems
     for case in run.cases:
@@ -164,6 +169,7 @@ def judge_run(run: Run, k: float) -> tuple[list[str], list[str], list[str], Wors
             unsure.append(f"{case.label}{where}: {case.not_checked}")
         elif not case.outputs and not case.problems:
             unsure.append(f"{case.label}{where}: no output was measured")
+        excesses += judge_decisions(case, noise_of_decisions, where, k)
         for output in case.outputs:
             for metric in METRICS:
                 found = judge_metric(run, case, output, metric, typical, k)

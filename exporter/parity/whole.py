@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from exporter.architectures.base import DENOISERS
+from exporter.parity import decisions
 from exporter.parity.clips import frames_of, strip
 from exporter.parity.metrics import NotComparable, psnr_db, ssim
 from exporter.parity.paint_cache import cached_paint
 from exporter.parity.painting import Painted, Plan, paint
 from exporter.parity.schema import Painting, PipelineRun, Step
-from exporter.parity.twin import artifact_backend, twin_backend
+from exporter.parity.twin import artifact_backend, reference_backend, twin_backend
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
@@ -46,7 +47,7 @@ def compare_pipelines(
     """Paint with the twin and with the artifact, and measure both against the reference.
 
     Args:
-        runners: How to open each exported component.
+        runners: How to open each exported component; what one decides is among what it gives.
         precisions: (weights, arithmetic) of each, for the twin.
         folder: Where the pictures go; None keeps none.
         cache: Folder of stored runs of the twin.
@@ -58,22 +59,28 @@ def compare_pipelines(
     chosen = next((n for n in (*DENOISERS, *precisions) if n in precisions), None)
     arithmetic = precisions[chosen][1] if chosen is not None else "float32"
     run = PipelineRun(mode=mode, arithmetic=arithmetic)
-    twin = cached_paint(
-        cache,
-        checkpoint,
-        components,
-        plan,
-        precisions,
-        "twin",
-        lambda: paint(checkpoint, components, plan, twin_backend(by_name, precisions, plan.seed), tick),
-    )
+    made: decisions.Made = {}
     artifact: Painted | None = None
     try:
-        artifact = paint(checkpoint, components, plan, artifact_backend(by_name, runners), tick)
+        backends = decisions.heard(artifact_backend(by_name, runners), made)
+        artifact = paint(checkpoint, components, plan, backends, tick)
     except (
         Exception
     ) as error:  # whatever a runtime throws is the artifact's fault, not a crash of the verifier
         run.problems.append(f"the artifact could not paint: {type(error).__name__}: {_first_line(error)}")
+    told = {n: c.decides.told(c) if c.decides and n in made else c for n, c in by_name.items()}
+
+    def paint_twin() -> Painted:
+        backends = decisions.repeated(twin_backend(told, precisions, plan.seed), made)
+        return paint(checkpoint, components, plan, backends, tick)
+
+    if made and artifact is not None:  # truth and twin decide as the artifact did
+        backends = decisions.repeated(reference_backend(told), made)
+        reference = paint(checkpoint, components, plan, backends, tick)
+        twin = paint_twin()
+    else:
+        made.clear()
+        twin = cached_paint(cache, checkpoint, components, plan, precisions, "twin", paint_twin)
     for g, group in enumerate(plan.groups()):
         for row, prompt in enumerate(group):
             number = g * plan.batch + row

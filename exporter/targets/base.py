@@ -91,6 +91,7 @@ class RunOptions:
             (`Runner.peaks`).
         exact: Leave out where the file itself rounds activations to integers: what is left is the graph.
         compiled: What `Target.compile` made of the component for this device: opened in its place.
+        watch: Modules whose output `Runner.run` also gives, by their path, where the file shows it.
         spread: Share the rows of a batch among all devices of the kind, where the format can
             (`Runner.shares`).
     """
@@ -103,6 +104,7 @@ class RunOptions:
     exact: bool = False
     compiled: Path | None = None
     spread: bool = False
+    watch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,15 @@ class TGate(Technique):
         inner = [part.forward for part in attentions]
 
         def forward(sample: Any, timestep: Any, *arguments: Any, **named: Any) -> Any:
-            step = _position(pipeline.scheduler.timesteps, timestep)
-            guided = bool(pipeline.do_classifier_free_guidance) and sample.shape[0] % 2 == 0
-            state.enter(step)
-            if not (state.closed and guided):
-                return before(sample, timestep, *arguments, **named)
-            # Both halves of the batch are the same latents; only the text told them apart.
+            state.enter(_position(pipeline.scheduler.timesteps, timestep))
+            # Under guidance both halves are the same latents; only the text told them apart. The pipeline
+            # cannot be asked: one that starts from a picture is another object with the same parts.
             rows = sample.shape[0]
+            if not (
+                state.closed and rows % 2 == 0 and bool((sample[: rows // 2] == sample[rows // 2 :]).all())
+            ):
+                return before(sample, timestep, *arguments, **named)
+            state.halve(rows)
             arguments, named = _half(arguments, rows), _half(named, rows)
             return _doubled(before(sample[rows // 2 :], timestep, *arguments, **named))
 
@@ -64,8 +66,7 @@ class TGate(Technique):
                     return state.kept[key]
                 output = original(*arguments, **named)
                 if state.step == state.gate - 1:
-                    guided = bool(pipeline.do_classifier_free_guidance)
-                    state.kept[key] = sum(output.chunk(2)) / 2 if guided else output
+                    state.kept[key] = output
                 return output
 
             return run
@@ -93,6 +94,12 @@ class _Gate:
         if step == 0:
             self.kept = {}
         self.step = step
+
+    def halve(self, rows: int) -> None:
+        """Of what was kept of `rows` rows, the mean of both halves."""
+        for key, value in self.kept.items():
+            if value.shape[0] == rows:
+                self.kept[key] = sum(value.chunk(2)) / 2
 
     @property
     def closed(self) -> bool:

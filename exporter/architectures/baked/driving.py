@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -50,6 +51,25 @@ class Driver(ABC):
         self.steps = Steps()
         self.kept: torch.Tensor | None = None
 
+    def begin(self) -> None:
+        """Another picture begins, whatever its first timestep is."""
+        self.steps, self.kept = Steps(), None
+
+    def begins_with(self, scheduler: Any) -> None:
+        """Begin whenever a scheduler of diffusers is given its timesteps.
+
+        Rising timesteps do not tell a picture that starts from another (`strength`) and has the last step
+        only from the end of the one before.
+        """
+        given: Callable[..., Any] = scheduler.set_timesteps
+
+        @wraps(given)  # pipelines look for its parameters
+        def set_timesteps(*arguments: Any, **named: Any) -> Any:
+            self.begin()
+            return given(*arguments, **named)
+
+        scheduler.set_timesteps = set_timesteps
+
     def __call__(self, ask: Ask, inputs: Tensors) -> torch.Tensor:
         """The denoiser's first output for a call of the pipeline."""
         step = self.steps.at(inputs["timestep"])
@@ -82,7 +102,8 @@ class DeepCaching(Driver):
 class Gating(Driver):
     """The whole UNet until the step `gate`, then the one that takes what cross-attention made before.
 
-    Guidance is told by its two halves being the same latents: from the gate on one of them is computed.
+    Guidance is told by its two halves being the same latents after a step of both: from the gate on one of
+    them is computed. (Before any step two prompts without guidance may have the same noise.)
     """
 
     further = ("unet_gated",)
@@ -93,15 +114,16 @@ class Gating(Driver):
         self.least_steps = gate + 2
 
     def drive(self, ask: Ask, inputs: Tensors, step: int) -> torch.Tensor:
-        sample = inputs["sample"]
-        rows = sample.shape[0]
-        guided = rows % 2 == 0 and torch.equal(*sample.chunk(2))
         if self.kept is None or step < self.gate:
             found = ask("unet", inputs)
             if step == self.gate - 1:
-                made = found["cross_attention"]
-                self.kept = torch.stack(made.chunk(2)).mean(0) if guided else made
+                self.kept = found["cross_attention"]
             return found["out_sample"]
+        sample = inputs["sample"]
+        rows = sample.shape[0]
+        guided = rows % 2 == 0 and torch.equal(*sample.chunk(2))
+        if guided and self.kept.shape[0] == rows:
+            self.kept = torch.stack(self.kept.chunk(2)).mean(0)
         given = {**inputs, "cross_attention": self.kept}
         if not guided:
             return ask("unet_gated", given)["out_sample"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from exporter.architectures._adapters import UNet
+from exporter.architectures.baked.deciding import DECIDES
 from exporter.errors import UnsupportedError
 
 LOOKED_FOR = "BasicTransformerBlock"
@@ -25,9 +26,10 @@ class MergingUNet(UNet):
     def __init__(self, inner: nn.Module, share: tuple[int, int], deepest: int) -> None:
         super().__init__(inner)
         self.sides: list[Any] = [0, 0]
-        for path, block in inner.named_modules():
-            if type(block).__name__ == LOOKED_FOR and (factor := factor_of(inner, path)) <= deepest:
-                block.forward = merging_forward(block, self.sides, factor, share)  # type: ignore[method-assign]
+        for path, factor in merging_blocks(inner, deepest):
+            block = inner.get_submodule(path)
+            block.add_module(DECIDES, Decided())
+            block.forward = merging_forward(block, self.sides, factor, share)  # type: ignore[method-assign]
 
     def forward(
         self,
@@ -40,6 +42,19 @@ class MergingUNet(UNet):
     ) -> tuple[torch.Tensor]:
         self.sides[:] = sample.shape[2:]
         return super().forward(sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond)
+
+
+class Decided(nn.Module):
+    """A module, so that exported graphs name what it gives: the source of every token of the picture."""
+
+    def forward(self, sources: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return sources.index_select(1, places)
+
+
+def merging_blocks(unet: nn.Module, deepest: int) -> list[tuple[str, int]]:
+    """(path, factor) of the transformer blocks down to a level."""
+    found = [name for name, block in unet.named_modules() if type(block).__name__ == LOOKED_FOR]
+    return [(path, factor) for path in found if (factor := factor_of(unet, path)) <= deepest]
 
 
 def factor_of(unet: Any, path: str) -> int:
@@ -69,7 +84,7 @@ def merging_forward(
     ) -> torch.Tensor:
         matching = Matching(hidden_states, sides[1] // factor, share)
         attended = block.attn1(matching.merge(block.norm1(hidden_states)))
-        hidden_states = matching.unmerge(attended) + hidden_states
+        hidden_states = matching.unmerge(attended, getattr(block, DECIDES)) + hidden_states
         if block.attn2 is not None:
             normed = block.norm2(hidden_states)
             hidden_states = block.attn2(normed, encoder_hidden_states=encoder_hidden_states) + hidden_states
@@ -115,15 +130,21 @@ class Matching:
         away = self.order.index_select(1, self._numbers(tokens, self.merged))
         rest = self.order.index_select(1, self._numbers(tokens, self.alone) + self.merged)
         target = self.partner.gather(1, away)
-        moved = others.gather(1, _along(away, others))
-        total = kept.scatter_add(1, _along(target, kept), moved)
-        count = torch.ones_like(kept[..., :1]).scatter_add(
+        moved = others.gather(1, _along(away, others)).float()  # ONNX Runtime adds no float16 up by number
+        total = kept.float().scatter_add(1, _along(target, kept), moved)
+        count = torch.ones_like(total[..., :1]).scatter_add(
             1, target[..., None], torch.ones_like(moved[..., :1])
         )
-        return torch.cat([others.gather(1, _along(rest, others)), total / count], dim=1)
+        mean = (total / count).to(kept.dtype)
+        return torch.cat([others.gather(1, _along(rest, others)), mean], dim=1)
 
-    def unmerge(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Every token of the picture again: those that were merged are all what became of them."""
+    def unmerge(self, tokens: torch.Tensor, decided: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Every token of the picture again: those that were merged are all what became of them.
+
+        Args:
+            decided: Of where each token that may go and each kept one lies now, and their numbers in order of
+                the picture, the same in that order.
+        """
         place = self._numbers(tokens, self.others.shape[0]).expand_as(self.order)
         rank = torch.zeros_like(self.order).scatter(1, self.order, place)
         others = torch.where(rank < self.merged, self.partner + self.alone, rank - self.merged)
@@ -132,7 +153,7 @@ class Matching:
         stood = torch.cat([self.others, self.kept])
         numbers = self._numbers(tokens, self.count)
         back = torch.zeros_like(numbers).scatter(0, stood, self._numbers(tokens, stood.shape[0]))
-        source = both.index_select(1, back)
+        source = decided(both, back)
         return tokens.gather(1, _along(source, tokens))
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from torch.fx import Node
 
+from exporter.architectures.baked.deciding import is_decision
 from exporter.architectures.base import Component
 from exporter.graph.attention import Attention
 from exporter.graph.capture import clean_path
@@ -195,9 +196,11 @@ def _module_outputs(program: ExportedProgram, emitter: Emitter) -> dict[str, ir.
         for path, call in inside[node].items():
             calls[path].add(call)
         fake = node.meta.get("val")
-        if node.op != "call_function" or not isinstance(fake, torch.Tensor) or not fake.is_floating_point():
+        if node.op != "call_function" or not isinstance(fake, torch.Tensor):
             continue
         for path in reversed(inside[node]):
+            if not (fake.is_floating_point() or is_decision(path)):
+                continue
             if fake.dim() and any(path not in inside[user] for user in node.users):
                 escaping[path].append(node)
     result = {}

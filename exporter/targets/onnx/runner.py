@@ -58,17 +58,22 @@ class OnnxRunner(Runner):
         check_data(self._graph, path.parent)
         self._modules = module_map(self._graph)
         self._providers = providers_of(options)
-        self._session: onnxruntime.InferenceSession | None = self._open(self._path)
+        self._watched = {name: self._modules[name] for name in options.watch if name in self._modules}
+        self._session: onnxruntime.InferenceSession | None = self._open(self._shown())
         self.inputs = tuple(describe(node) for node in self._session.get_inputs())
-        self.outputs = tuple(describe(node) for node in self._session.get_outputs())
+        declared = {value.name for value in self._graph.graph.output}
+        self.outputs = tuple(describe(n) for n in self._session.get_outputs() if n.name in declared)
         self.precision = precision_of(self._graph)
         self.weights = weights_of(self._graph)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._check(inputs)
         if self._session is None:
-            self._session = self._open(self._path)
-        return self._infer(self._session, inputs, [spec.name for spec in self.outputs])
+            self._session = self._open(self._shown())
+        names = [spec.name for spec in self.outputs]
+        values = self._infer(self._session, inputs, [*names, *self._watched.values()])
+        watched = {path: values[name] for path, name in self._watched.items()}
+        return {name: values[name] for name in names} | watched
 
     def module_names(self) -> list[str]:
         return list(self._modules)
@@ -104,6 +109,13 @@ class OnnxRunner(Runner):
     def close(self) -> None:
         self._session = None
         self._modules = {}
+
+    def _shown(self) -> Path | bytes:
+        """The file, or what is in it with the watched values as further outputs."""
+        if not self._watched:
+            return self._path
+        declared = [value.name for value in self._graph.graph.output]
+        return with_outputs(self._graph, list(dict.fromkeys([*declared, *self._watched.values()])))
 
     def _open(self, model: Path | bytes) -> onnxruntime.InferenceSession:
         import onnxruntime

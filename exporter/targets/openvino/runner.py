@@ -55,6 +55,7 @@ class OpenVinoRunner(Runner):
         self._settings = compile_settings(options)
         self._compiled: openvino.CompiledModel | None = None
         self._modules: dict[str, str] = {}
+        self._watched: dict[str, str] = {}
         if options.compiled is not None:
             require_device(self._core, self._device)
             self._compiled = import_blob(self._core, options.compiled, self._device, self._settings)
@@ -73,11 +74,17 @@ class OpenVinoRunner(Runner):
             self.rounds_activations |= has_roundings(self._model)
         self.inputs = tuple(describe(port, record.inputs) for port in ports.inputs)
         self.outputs = tuple(describe(port, record.outputs) for port in ports.outputs)
+        self._watched = {name: self._modules[name] for name in options.watch if name in self._modules}
+        if self._watched:
+            self._model.add_outputs(sorted(set(self._watched.values())))
         self.precision = precision_of(self.compiled())
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._check(inputs)
-        return self._infer(self.compiled(), inputs, [spec.name for spec in self.outputs])
+        names = [spec.name for spec in self.outputs]
+        values = self._infer(self.compiled(), inputs, [*names, *self._watched.values()])
+        watched = {path: values[name] for path, name in self._watched.items()}
+        return {name: values[name] for name in names} | watched
 
     def compiled(self) -> openvino.CompiledModel:
         """The model as the device's plugin has it."""
