@@ -30,7 +30,7 @@ def test_the_shelf() -> None:
 
 GPU = {"pytorch/gpu-low-memory", "pytorch/gpu-cuda-graph"}
 HUB = {"onnx/ip-adapter", "pytorch/transformer-cache", "pytorch/gpus-xdit", "pytorch/gpus-para-attention"}
-"""Of models that are not embedded; tests/techniques and tests/test_ip_adapter.py look at what they ask for."""
+"""Of models that are not embedded; other tests look at what they ask for."""
 
 
 @pytest.mark.parametrize("name", [r.name for r in SHELF if r.name not in GPU | HUB])
