@@ -159,6 +159,8 @@ def test_every_fault_is_found(
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_honest_artifacts_pass_in_every_dtype(target: str, dtype: str, alike: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime" if target == "onnx" else "openvino")
+    if target == "onnx" and dtype == "bfloat16":
+        pytest.skip("ONNX Runtime has no bfloat16 on a CPU")
     report = verify(convert_to(target, alike, tmp_path / "artifact", dtype=dtype), **SETTINGS)
     assert report.verdict == "PASS", report.summary
     assert decided_otherwise(report) > 0
