@@ -274,7 +274,11 @@ def finish_model(
     from exporter.targets.openvino import model as surgery
     from exporter.targets.openvino import timestep
 
-    scalars = [spec.name for spec in component.inputs if not spec.dims]
+    # Whole numbers that count cells stay as they are: the graph computes with them as such.
+    scalars = [
+        spec.name for spec in component.inputs
+        if not spec.dims and (spec.dtype == "float32" or spec.name == "timestep")
+    ]  # fmt: skip
     # No client passes whole timesteps to a pipeline that was observed, and its scheduler may have others.
     time = "float32" if is_generic(component.checkpoint) else options.timestep
     for name in scalars:

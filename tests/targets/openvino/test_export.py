@@ -243,3 +243,22 @@ def test_unknown_operator_is_named(exported: Exported, tmp_path: Path) -> None:
     assert "vae_decoder" in caught.value.message
     assert "NoSuchOperator in module 'somewhere' of the vae_decoder" in caught.value.message
     assert not re.search(r"\.cpp:\d+", caught.value.message)
+
+
+def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
+    """LTX-Video's transformer divides token numbers by the cells of a row: as floats it would not open."""
+    import openvino
+
+    from exporter.architectures import components_of
+    from exporter.checkpoints import resolve
+    from tests.families import make
+
+    transformer = next(
+        c for c in components_of(resolve(make("ltx", tmp_path / "ltx"))) if c.name == "transformer"
+    )
+    folder = tmp_path / "out"
+    folder.mkdir()
+    OpenVinoTarget().export(transformer, OpenVinoOptions(), folder, NullProgress())
+    model = openvino.Core().read_model(folder / "transformer" / "openvino_model.xml")
+    kinds = {port.get_any_name(): port.get_element_type().get_type_name() for port in model.inputs}
+    assert kinds["height"] == kinds["width"] == "i64" and kinds["timestep"] == "f32"
