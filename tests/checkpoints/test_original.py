@@ -14,7 +14,7 @@ from exporter.checkpoints import StoredTensor, resolve
 from exporter.checkpoints.derived import held
 from exporter.checkpoints.original import families, text, unet, vae
 from exporter.checkpoints.single_file import part, text_weights
-from exporter.errors import CheckpointError, UnsupportedError
+from exporter.errors import CheckpointError
 from tests import original_layout
 from tests.checkpoints.conftest import Judge
 from tests.families import make
@@ -237,12 +237,8 @@ def test_other_inputs_are_another_pipeline(tiny: Path, tmp_path: Path, channels:
     single = resolve(path, tokenizer=str(tiny / "tokenizer"))
     assert single.config("unet")["in_channels"] == channels
     assert single.pipeline_class == f"StableDiffusion{kind}Pipeline"
-    if kind == "Inpaint":
-        unet = next(c for c in components_of(single) if c.name == "unet")
-        assert unet.inputs[0].dims[1] == channels
-    else:
-        with pytest.raises(UnsupportedError, match=f"StableDiffusion{kind}Pipeline does not run"):
-            components_of(single)
+    unet = next(c for c in components_of(single) if c.name == "unet")
+    assert unet.inputs[0].dims[1] == channels
 
 
 def test_a_stable_diffusion_xl_file_is_judged(tmp_path: Path, judge_export: Judge) -> None:
