@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 
 from exporter.errors import BackendMissing, UsageError
 
@@ -14,6 +15,8 @@ SPLITTING = frozenset({"context-parallel", "xdit", "para-attention"})
 NOT_TOGETHER = frozenset(
     {"device-map", "trace", "cuda-graph", "model-offload", "sequential-offload", "group-offload"}
 )
+
+HOW_MUCH = "The same formula; another order of sums (`ulysses`) or a merged softmax (`ring`)."
 
 
 def processes(name: str) -> int:
@@ -35,6 +38,20 @@ def processes(name: str) -> int:
             hint="Start it with torchrun --nproc-per-node N.",
         )
     return dist.get_world_size()
+
+
+def sharing_heads(name: str, module: Any, kind: str) -> int:
+    """`processes`, over which `ulysses` has to split the module's attention heads evenly.
+
+    Raises:
+        UsageError: It cannot; or no job of several processes was started.
+    """
+    count, heads = processes(name), module.config.num_attention_heads
+    if kind == "ulysses" and heads % count:
+        raise UsageError(
+            f"{heads} attention heads cannot be split over {count} processes.", hint="Take kind: ring."
+        )
+    return count
 
 
 @contextmanager

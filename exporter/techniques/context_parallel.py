@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from exporter.errors import UsageError
-from exporter.techniques._parallel import processes
+from exporter.techniques._parallel import HOW_MUCH, processes
 from exporter.techniques.base import Technique, Undo, denoiser
 
 
@@ -24,9 +24,7 @@ class ContextParallel(Technique):
     denoisers: ClassVar[frozenset[str]] = frozenset({"transformer"})
     device: ClassVar = "cuda"
     effect: ClassVar = "rounding"
-    how_much: ClassVar[str] = (
-        "The same formula; another order of sums (`ulysses`) or a merged softmax (`ring`)."
-    )
+    how_much: ClassVar[str] = HOW_MUCH
     stage: ClassVar[int] = 5
     excludes: ClassVar[frozenset[str]] = frozenset({"device-map", "trace"})
 

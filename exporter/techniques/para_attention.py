@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ClassVar, Literal
 
-from exporter.errors import UsageError
-from exporter.techniques._parallel import NOT_TOGETHER, SPLITTING, of_package, processes
+from exporter.techniques._parallel import HOW_MUCH, NOT_TOGETHER, SPLITTING, of_package, sharing_heads
 from exporter.techniques.base import Technique, Undo, denoiser
 
 
@@ -27,9 +26,7 @@ class ParaAttention(Technique):
     packages: ClassVar[tuple[str, ...]] = ("para_attn",)
     extra: ClassVar[str] = "para-attention"
     effect: ClassVar = "rounding"
-    how_much: ClassVar[str] = (
-        "The same formula; another order of sums (`ulysses`) or a merged softmax (`ring`)."
-    )
+    how_much: ClassVar[str] = HOW_MUCH
     stage: ClassVar[int] = 5
     excludes: ClassVar[frozenset[str]] = (SPLITTING - {"para-attention"}) | NOT_TOGETHER
 
@@ -37,12 +34,7 @@ class ParaAttention(Technique):
 
     def apply(self, pipeline: Any) -> Undo:
         module: Any = denoiser(pipeline)
-        count = processes(self.name)
-        heads = module.config.num_attention_heads
-        if self.kind == "ulysses" and heads % count:
-            raise UsageError(
-                f"{heads} attention heads cannot be split over {count} processes.", hint="Take kind: ring."
-            )
+        count = sharing_heads(self.name, module, self.kind)
         with of_package(self.name, "para-attn"):
             from para_attn.context_parallel import init_context_parallel_mesh
             from para_attn.context_parallel.diffusers_adapters import parallelize_transformer

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from exporter.errors import UsageError
-from exporter.techniques._parallel import NOT_TOGETHER, SPLITTING, of_package, processes
+from exporter.techniques._parallel import HOW_MUCH, NOT_TOGETHER, SPLITTING, of_package, sharing_heads
 from exporter.techniques.base import Technique, Undo, denoiser
 
 TOKENS = 512
@@ -30,9 +29,7 @@ class Xdit(Technique):
     extra: ClassVar[str] = "xdit"
     device: ClassVar = "cuda"
     effect: ClassVar = "rounding"
-    how_much: ClassVar[str] = (
-        "The same formula; another order of sums (`ulysses`) or a merged softmax (`ring`)."
-    )
+    how_much: ClassVar[str] = HOW_MUCH
     stage: ClassVar[int] = 4
     excludes: ClassVar[frozenset[str]] = (SPLITTING - {"xdit"}) | NOT_TOGETHER | {"fused-qkv"}
 
@@ -40,12 +37,7 @@ class Xdit(Technique):
 
     def apply(self, pipeline: Any) -> Undo:
         module: Any = denoiser(pipeline)
-        count = processes(self.name)
-        heads = module.config.num_attention_heads
-        if self.kind == "ulysses" and heads % count:
-            raise UsageError(
-                f"{heads} attention heads cannot be split over {count} processes.", hint="Take kind: ring."
-            )
+        count = sharing_heads(self.name, module, self.kind)
         with of_package(self.name, "xfuser"):
             from xfuser import xFuserArgs
             from xfuser.core.distributed import (

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.benchmarks.gpu_rows import BF16
 from tests.benchmarks.kernels import profiled
 from tests.benchmarks.techniques_on_gpu import (
-    BF16,
     CUDA,
     DEVICE,
     STEPS,

@@ -39,7 +39,7 @@ def make_middle(folder: Path) -> Path:
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from exporter.architectures.base import no_weights
+    from exporter.architectures.weightless import no_weights
 
     with no_weights():
         unet = UNet2DConditionModel(

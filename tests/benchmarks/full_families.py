@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from exporter.architectures.base import no_weights
+from exporter.architectures.weightless import no_weights
 from tests.benchmarks.full_size import sdxl_unet, write_weights
 from tests.tiny import make_t5_tokenizer, make_tokenizer
 

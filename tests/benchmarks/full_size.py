@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from exporter.architectures.base import no_weights
+from exporter.architectures.weightless import no_weights
 from tests.tiny import make_tokenizer
 
 BLOCK = 1 << 22

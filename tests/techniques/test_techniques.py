@@ -12,6 +12,7 @@ import torch
 from exporter import pipeline, techniques
 from exporter.errors import BackendMissing, UsageError
 from exporter.techniques.base import Technique
+from tests.techniques.split_over_processes import tiny_flux
 
 PROMPT = "a large red star at the left on a blue background"
 HERE: dict[str, dict[str, Any]] = {
@@ -179,24 +180,7 @@ def test_the_folder_of_a_gpu_machine_needs_no_exporter_behind_it(tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def flux() -> Any:
-    """A tiny random FLUX pipeline; text is given as embeddings."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    made = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=None, tokenizer=None,
-        text_encoder_2=None, tokenizer_2=None, transformer=transformer,
-    )  # fmt: skip
-    made.set_progress_bar_config(disable=True)
-    return made
+    return tiny_flux()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from exporter.architectures.base import DENOISERS, Component, no_weights
+from exporter.architectures.base import DENOISERS, Component
+from exporter.architectures.weightless import no_weights
 from exporter.checkpoints import StoredTensor
 
 Given = tuple[str, Mapping[str, Any]]

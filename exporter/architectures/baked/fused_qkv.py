@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.baked import variant
-from exporter.architectures.base import Component, no_weights
+from exporter.architectures.base import Component
+from exporter.architectures.weightless import no_weights
 from exporter.checkpoints import StoredTensor
 from exporter.checkpoints.derived import joined
 

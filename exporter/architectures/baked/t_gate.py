@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.architectures._parts import adapter
 from exporter.architectures.baked import only_of, variant
-from exporter.architectures.base import Component, TensorSpec, no_weights
+from exporter.architectures.base import Component, TensorSpec
+from exporter.architectures.weightless import no_weights
 from exporter.checkpoints import StoredTensor
 from exporter.errors import UsageError
 

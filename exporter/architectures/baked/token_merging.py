@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from exporter.architectures._parts import adapter
 from exporter.architectures.baked import variant
 from exporter.architectures.baked.deciding import DECIDES, Decisions, likeness_of
-from exporter.architectures.base import Component, TensorSpec, no_weights
+from exporter.architectures.base import Component, TensorSpec
+from exporter.architectures.weightless import no_weights
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:

@@ -195,8 +195,8 @@ class _Renames:
 
     @functools.cached_property
     def rename(self) -> Callable[[str], str | None]:
-        from exporter.architectures.base import no_weights
         from exporter.architectures.generic.observing import renames
+        from exporter.architectures.weightless import no_weights
 
         with no_weights():
             return renames(self.make())

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from exporter.architectures.base import no_weights
 from exporter.architectures.generic.ports import (
     METHODS,
     SCAFFOLD,
@@ -31,6 +30,7 @@ from exporter.architectures.generic.ports import (
 )
 from exporter.architectures.generic.symbols import Knobs
 from exporter.architectures.generic.trees import Strange, Tree, take_apart
+from exporter.architectures.weightless import no_weights
 from exporter.errors import ExporterError, UnsupportedError
 
 if TYPE_CHECKING:

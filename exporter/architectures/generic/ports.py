@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.architectures.base import no_weights
 from exporter.architectures.generic.trees import LIBRARIES
+from exporter.architectures.weightless import no_weights
 from exporter.errors import CheckpointError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
