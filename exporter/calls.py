@@ -26,6 +26,17 @@ def watched(known: Mapping[str, Any], after_step: StepEnd) -> dict[str, Any]:
     return {"callback": callback}
 
 
+def texts(known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Arguments of the calls of `encode_prompt` that encode a prompt: one, or one for each text encoder.
+
+    Args:
+        known: Parameters of the pipeline's `encode_prompt`.
+    """
+    if "text_encoder_index" in known:
+        return [{"text_encoder_index": 0}, {"text_encoder_index": 1}]
+    return [{}]
+
+
 def at_the_size_asked_for(known: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that keep a pipeline from painting at a size of its own choice and scaling the result."""
     return {"use_resolution_binning": False} if "use_resolution_binning" in known else {}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from exporter.architectures._transformer import unread
 from exporter.architectures.baked.driving import Driver
 from exporter.architectures.controlnet import numbered
 from exporter.errors import ArtifactError, InputError, UsageError
@@ -178,6 +179,11 @@ class ExportedTransformer(ExportedModule):
     def __init__(self, runner: Runner, config: Mapping[str, Any]) -> None:
         super().__init__(runner, {**_defaults(config), **config})
         self.names = {spec.name for spec in runner.inputs}
+        if (
+            "num_attention_heads" in self.config and "attention_head_dim" in self.config
+        ):  # HunyuanDiT's reads them
+            self.num_heads = int(self.config["num_attention_heads"])
+            self.inner_dim = self.num_heads * int(self.config["attention_head_dim"] or 0)
 
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """Pipelines name the pass they make, for caches that an exported graph has not."""
@@ -186,6 +192,7 @@ class ExportedTransformer(ExportedModule):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        timestep: torch.Tensor | None = None,
         *,
         added_cond_kwargs: Mapping[str, torch.Tensor | None] | None = None,
         return_dict: bool = True,
@@ -193,7 +200,8 @@ class ExportedTransformer(ExportedModule):
     ) -> Any:
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-        others |= added_cond_kwargs or {}
+        others |= {"timestep": timestep, **(added_cond_kwargs or {})}
+        others = {n: v for n, v in numbered(others).items() if n not in unread(self.config)}
         said = {n: v for n, v in others.items() if not (v is None or (isinstance(v, Mapping) and not v))}
         given = {name: _tensor(value) for name, value in said.items()}
         unknown = sorted(set(given) - self.names)

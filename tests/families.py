@@ -15,6 +15,8 @@ from tests.transformer_families import (
     flux,
     flux_fill,
     flux_schnell,
+    hunyuan_dit,
+    hunyuan_dit_11,
     ltx,
     ltx_095,
     ltx_image,
@@ -227,6 +229,8 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         sdxl_controlnet,
         t2i_adapter,
         sdxl_t2i_adapter,
+        hunyuan_dit,
+        hunyuan_dit_11,
     )
 }
 VIDEO: dict[str, Callable[[Any], Any]] = {each.__name__: each for each in (ltx, ltx_095)}

@@ -120,6 +120,38 @@ def make_t5(tokenizer, *, hidden: int = 32):
     ).eval()
 
 
+def make_bert_tokenizer():
+    """A BERT tokenizer of single characters, with and without the mark that goes on with a word."""
+    import string
+    import tempfile
+
+    from transformers import BertTokenizer
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    pieces = [*specials, *letters, *(f"##{letter}" for letter in letters)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.txt"
+        path.write_text("\n".join(pieces) + "\n")
+        return BertTokenizer(str(path), model_max_length=77)
+
+
+def make_bert(tokenizer, *, hidden: int = 32):
+    """A random BERT of two layers, with the pooler that real files have and pipelines leave out."""
+    from transformers import BertConfig, BertModel
+
+    return BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=80,
+        )
+    ).eval()
+
+
 def make_gemma_tokenizer():
     """A Gemma tokenizer of bytes: padding, end, begin, unknown, then `<0x00>` to `<0xFF>` and the space."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 
 from tests.parts import text, vae, vae16
-from tests.tiny import make_gemma, make_gemma_tokenizer, make_t5, make_t5_tokenizer
+from tests.tiny import (
+    make_bert,
+    make_bert_tokenizer,
+    make_gemma,
+    make_gemma_tokenizer,
+    make_t5,
+    make_t5_tokenizer,
+)
 
 
 def _sd3(tokenizer: Any, encoder_3: Any, tokenizer_3: Any, **config: Any) -> Any:
@@ -178,6 +185,51 @@ def sana(tokenizer: Any) -> Any:
         ),
         vae=autoencoder.eval(),
         text_encoder=make_gemma(gemma), tokenizer=gemma,
+    )  # fmt: skip
+
+
+def hunyuan_dit(tokenizer: Any) -> Any:
+    """HunyuanDiT 1.2: BERT beside T5, rotary positions that the pipeline counts, skips between halves."""
+    return _hunyuan_dit(use_style_cond_and_image_meta_size=False)
+
+
+def hunyuan_dit_11(tokenizer: Any) -> Any:
+    """HunyuanDiT up to 1.1: the picture's size and a style enter too."""
+    return _hunyuan_dit()
+
+
+def _hunyuan_dit(**config: Any) -> Any:
+    import diffusers
+
+    tokenizer, tokenizer_2 = make_bert_tokenizer(), make_t5_tokenizer()
+    transformer = diffusers.HunyuanDiT2DModel(
+        **(
+            {
+                "sample_size": 8,
+                "patch_size": 2,
+                "in_channels": 4,
+                "num_layers": 4,
+                "num_attention_heads": 2,
+                "attention_head_dim": 16,
+                "hidden_size": 32,
+                "mlp_ratio": 2.0,
+                "cross_attention_dim": 24,
+                "cross_attention_dim_t5": 32,
+                "pooled_projection_dim": 16,
+            }
+            | config
+        )
+    )
+    return diffusers.HunyuanDiTPipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.DDPMScheduler(
+            beta_start=0.00085, beta_end=0.03, beta_schedule="scaled_linear",
+            prediction_type="v_prediction", steps_offset=1, clip_sample=False,
+        ),
+        vae=vae(scaling_factor=0.13025),
+        text_encoder=make_bert(tokenizer, hidden=24), tokenizer=tokenizer,
+        text_encoder_2=make_t5(tokenizer_2), tokenizer_2=tokenizer_2,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 

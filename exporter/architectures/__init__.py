@@ -19,6 +19,7 @@ FAMILIES = {
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
     "FluxPipeline": _FLUX,
+    "HunyuanDiTPipeline": "exporter.architectures.hunyuan_dit",
     "LTXImageToVideoPipeline": _LTX,
     "LTXPipeline": _LTX,
     "LatentConsistencyModelImg2ImgPipeline": _SD,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import Size, TensorSpec
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
 
 OUTPUT = "out_hidden_states"
 """What optimum's transformers give, whatever the library calls it."""
+SIZED = "use_style_cond_and_image_meta_size"
+UNREAD = {SIZED: ("image_meta_size", "style")}
+"""Settings of a transformer that, when off, leave inputs unread which its pipeline passes all the same."""
+
+
+def unread(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a pipeline passes to the transformer of this config and the transformer does not read."""
+    return tuple(name for setting, names in UNREAD.items() if config.get(setting) is False for name in names)
 
 
 def expect_width(checkpoint: Checkpoint, folder: str, key: str, given: int, by: str) -> int:

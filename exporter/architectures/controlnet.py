@@ -20,6 +20,8 @@ DOWN, MIDDLE = "down_block_additional_residuals", "mid_block_additional_residual
 """The UNet's inputs, by diffusers' names; of the list `DOWN` each with its number."""
 INTRABLOCK = "down_intrablock_additional_residuals"
 """The list that the UNet takes of a T2I-Adapter."""
+ROTARY = "image_rotary_emb"
+"""The pair, cosines and sines, that HunyuanDiT's transformer takes."""
 FOLDER = re.compile(r"^controlnet(_\d+)?$")
 """The first lies in `controlnet`, the next in `controlnet_1` …: as diffusers stores several."""
 LEVELS = ("block_out_channels", "layers_per_block", "addition_embed_type")
@@ -32,8 +34,8 @@ def is_controlnet(name: str) -> bool:
 
 
 def numbered(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a UNet's call, each tensor of a list under a name of its own, the others as they are."""
-    lists = (DOWN, INTRABLOCK)
+    """Arguments of a denoiser's call, each tensor of a list under its own name, the others as they are."""
+    lists = (DOWN, INTRABLOCK, ROTARY)
     others = {name: value for name, value in given.items() if name not in lists}
     return others | {f"{each}_{n}": value for each in lists for n, value in enumerate(given.get(each) or ())}
 

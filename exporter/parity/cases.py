@@ -7,13 +7,14 @@ otherwise is converted explicitly by `convert_inputs`, which says so.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from exporter.architectures.base import is_rule, knobs_of, origin, runs_each_step
+from exporter.architectures.base import PACKED, is_rule, knobs_of, origin, runs_each_step
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.clips import other_clips, other_lengths
 from exporter.parity.painting import Painted
@@ -144,7 +145,8 @@ def _symbol_sizes(component: Component, case: Inputs) -> dict[str, int]:
 def _aspects(
     component: Component, now: dict[str, int], symbols: set[str]
 ) -> list[tuple[str, str, dict[str, int]]]:
-    if "image_tokens" in now and "image_tokens" in symbols:  # patches in a row, whatever their rectangle
+    grid = {"latent_height", "latent_width"} <= set(now)
+    if "image_tokens" in now and "image_tokens" in symbols and not grid:  # a row, whatever its rectangle
         fewer = _scaled(now["image_tokens"], 3, 4, 1)
         label = f"{fewer} patches instead of {now['image_tokens']}"
         return [("aspect", label, {"image_tokens": fewer})]
@@ -159,6 +161,8 @@ def _aspects(
                 sizes[high] = height
             if wide in symbols:
                 sizes[wide] = width
+            if "image_tokens" in symbols:  # as many as this rectangle has
+                sizes["image_tokens"] = math.prod(side // PACKED for side in (height, width))
             changed = f"{sizes.get(high, now[high])}×{sizes.get(wide, now[wide])}"
             label = f"{changed} instead of {now[high]}×{now[wide]}"
             return [("aspect", label, sizes)]

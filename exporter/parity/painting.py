@@ -21,7 +21,7 @@ from exporter.architectures.base import DENOISERS, runs_each_step
 from exporter.architectures.controlnet import control_argument, joined
 from exporter.architectures.ip_adapter import NAME as IMAGE_ENCODER
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
-from exporter.calls import at_the_size_asked_for, watched
+from exporter.calls import at_the_size_asked_for, texts, watched
 from exporter.errors import UnsupportedError
 from exporter.parity.clips import decoded, in_one
 from exporter.parity.given import given_to
@@ -184,7 +184,8 @@ def _encode(pipeline: Any, plan: Plan, prompts: list[str]) -> Any:
     own = inspect.signature(pipeline.__call__).parameters.get("complex_human_instruction")
     if own is not None:  # what a Sana pipeline puts before every prompt
         given["complex_human_instruction"] = own.default
-    return pipeline.encode_prompt(**{name: value for name, value in given.items() if name in known})
+    given = {name: value for name, value in given.items() if name in known}
+    return [one for further in texts(known) for one in pipeline.encode_prompt(**given, **further)]
 
 
 def _unpacked(pipeline: Any, plan: Plan, latents: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.architectures._transformer import unread
 from exporter.architectures.baked.driving import Driver
 from exporter.architectures.base import DENOISERS, origin
 from exporter.architectures.controlnet import is_controlnet, numbered
@@ -70,6 +71,7 @@ class Ports:
             signature = inspect.signature(type(module).forward)
         renamed = {"x": component.inputs[0].name, "temb": "timestep"} if name in METHODS else {}
         harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
+        harmless |= set(unread(getattr(module, "config", None) or {})) if name in DENOISERS else set()
         harmless |= {"guess_mode"} if is_controlnet(name) else set()  # never on here
 
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -28,6 +28,8 @@ PARTS = {
     "pixart_sigma": PIXART,
     "pixart_alpha": PIXART,
     "sana": PIXART,
+    "hunyuan_dit": FLUX,
+    "hunyuan_dit_11": FLUX,
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],
     "controlnet": ["text_encoder", "controlnet", "unet", "vae_decoder", "vae_encoder"],
     "two_controlnets": ["text_encoder", "controlnet", "controlnet_1", "unet", "vae_decoder", "vae_encoder"],

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoOptions", "OpenVinoTarget"]
 
-WITHOUT_OPTIMUM = ("LTXImageToVideoPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline")
+WITHOUT_OPTIMUM = (
+    "HunyuanDiTPipeline",
+    "LTXImageToVideoPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+)
 """Pipelines that optimum-intel has no class for."""
 WITHOUT_GENAI = (*WITHOUT_OPTIMUM, "SanaPipeline")
 """Pipelines that OpenVINO GenAI has no program for."""

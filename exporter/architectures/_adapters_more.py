@@ -1,0 +1,45 @@
+"""As `_adapters`: the library's transformers whose inputs have names of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class HunyuanTransformer(nn.Module):
+    """HunyuanDiT → `out_hidden_states`; `image_rotary_emb_0` and `_1` are cosines and sines, `[patch, head]`.
+
+    `timestep` is taken in the dtype of the latents, as the library's pipeline gives it: it decides in which
+    one the conditions are computed. Up to 1.1 there are `image_meta_size` and `style` besides.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embedding_mask: torch.Tensor,
+        encoder_hidden_states_t5: torch.Tensor,
+        text_embedding_mask_t5: torch.Tensor,
+        image_rotary_emb_0: torch.Tensor,
+        image_rotary_emb_1: torch.Tensor,
+        image_meta_size: torch.Tensor | None = None,
+        style: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor]:
+        output = self.inner(
+            hidden_states=hidden_states,
+            timestep=timestep.to(hidden_states.dtype),
+            encoder_hidden_states=encoder_hidden_states,
+            text_embedding_mask=text_embedding_mask,
+            encoder_hidden_states_t5=encoder_hidden_states_t5,
+            text_embedding_mask_t5=text_embedding_mask_t5,
+            image_meta_size=image_meta_size,
+            style=style,
+            image_rotary_emb=(image_rotary_emb_0, image_rotary_emb_1),
+            return_dict=False,
+        )
+        return (output[0],)
