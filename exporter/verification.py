@@ -7,6 +7,7 @@ lines on stdout: progress events, then the outcome.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -90,12 +91,16 @@ def verify_in_fresh_process(
 
 
 def how_it_ended(status: int, errors: str) -> str:
-    """Why a process ended: the signal that did it, or the last thing it said."""
+    """Why a process ended: the signal that did it, or the last thing it said and where."""
     if status < 0:
         name = signal.strsignal(-status) or f"signal {-status}"
         memory = ": it may have run out of memory" if -status == signal.SIGKILL else ""
         return f"its process was ended by the system, {name}{memory}"
-    return errors.strip().splitlines()[-1] if errors.strip() else f"exit status {status}"
+    if not errors.strip():
+        return f"exit status {status}"
+    said = errors.strip().splitlines()[-1]
+    places = re.findall(r'^  File ".*?(exporter/[\w/]+\.py)", line (\d+)', errors, re.MULTILINE)
+    return said + "".join(f", at {file} line {line}" for file, line in places[-1:])
 
 
 def _relay(child: subprocess.Popen[str], progress: Progress) -> Outcome | None:

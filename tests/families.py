@@ -1,8 +1,12 @@
-"""Tiny random checkpoints of every family, in diffusers layout: random weights, real configs in small."""
+"""Tiny random checkpoints of every family, in diffusers layout: random weights, real configs in small.
+
+`python -m tests.families NAME FOLDER` writes one.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,3 +241,7 @@ VIDEO: dict[str, Callable[[Any], Any]] = {each.__name__: each for each in (ltx, 
 """Families that make clips; their autoencoders have a factor of 32, and of 8 in time."""
 VIDEO_FROM_PICTURE: dict[str, Callable[[Any], Any]] = {"ltx_image": ltx_image}
 """Those whose clips begin with a picture: no client but ours opens them."""
+
+
+if __name__ == "__main__":
+    make(sys.argv[1], Path(sys.argv[2]))

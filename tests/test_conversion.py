@@ -219,4 +219,7 @@ def test_a_verifier_that_was_killed_is_told_from_one_that_stopped() -> None:
     assert "memory" in verification.how_it_ended(-signal.SIGKILL, "a warning of some library\n")
     assert "Segmentation fault" in verification.how_it_ended(-signal.SIGSEGV, "a warning of some library\n")
     assert verification.how_it_ended(1, "Traceback\nValueError: no\n") == "ValueError: no"
+    where = '  File "/a/exporter/parity/cases.py", line 7, in made\n  File "/b/torch/x.py", line 9, in y\n'
+    said = verification.how_it_ended(1, f"Traceback\n{where}ValueError: no\n")
+    assert said == "ValueError: no, at exporter/parity/cases.py line 7"
     assert verification.how_it_ended(3, "") == "exit status 3"

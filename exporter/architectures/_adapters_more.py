@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
+
+
+def by_name(inner: nn.Module, names: Sequence[str]) -> nn.Module:
+    """A transformer of the library that takes tensors under these names and gives one, `out_hidden_states`.
+
+    Tracers read the signature: so each set of names has a class.
+
+    Args:
+        names: Of the library's own `forward`, in the order of the component's inputs.
+    """
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
+
+    def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> tuple[torch.Tensor]:
+        given: dict[str, Any] = dict(signature.bind(*args, **kwargs).arguments)
+        output = given.pop("self").inner(**given, return_dict=False)
+        return (output[0],)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    made: nn.Module = type("ByName", (_Around,), {"forward": forward})(inner)
+    return made
+
+
+class _Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
 
 
 class HunyuanTransformer(nn.Module):

@@ -34,8 +34,8 @@ def command(output: Output, /, name: str, pipeline_class: str, root: Path | None
     """Begin the module of a pipeline family, NAME, and its tests.
 
     Works in a source checkout of exporter. What is written converts a checkpoint that is built like Stable
-    Diffusion 1.x, and its tests pass; “Add a family” in exporter/architectures/README.md says how to go on.
-    Nothing is ever overwritten.
+    Diffusion 1.x, or like PixArt where diffusers' class has a transformer, and its tests pass; “Add a
+    family” in exporter/architectures/README.md says how to go on. Nothing is ever overwritten.
     """
     from exporter.scaffold import new_architecture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,13 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_written_passes(copy: Path) -> None:
-    made = new_architecture("dream", "DreamPipeline", copy)
+KNOWN = "CogView4Pipeline"
+"""A pipeline of the library with a transformer, and without a module here."""
+
+
+@pytest.mark.parametrize("kind", [pytest.param("DreamPipeline", marks=pytest.mark.full), KNOWN])
+def test_what_is_written_passes(copy: Path, kind: str) -> None:
+    made = new_architecture("dream", kind, copy)
     assert made.written == ("exporter/architectures/dream.py", "tests/architectures/test_dream.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", made.written[1]], cwd=copy, capture_output=True, text=True,
@@ -45,11 +51,28 @@ def test_what_is_written_passes(copy: Path) -> None:
     before = (copy / REGISTER).read_text()
     with pytest.raises(DestinationError, match=r"exporter/architectures/dream.py exists"):
         new_architecture("dream", "OtherPipeline", copy)
-    with pytest.raises(UsageError, match="DreamPipeline has a module already"):
-        new_architecture("dream_2", "DreamPipeline", copy)
+    with pytest.raises(UsageError, match=f"{kind} has a module already"):
+        new_architecture("dream_2", kind, copy)
     assert (copy / REGISTER).read_text() == before and not (
         copy / "exporter/architectures/dream_2.py"
     ).exists()
+
+
+def test_a_transformer_is_begun_from_what_the_library_says(copy: Path) -> None:
+    made = new_architecture("dream", KNOWN, copy)
+    assert any("diffusers/pipelines/cogview4/pipeline_cogview4.py" in line for line in made.following)
+    text = (copy / made.written[0]).read_text()
+    takes = ("`hidden_states`,", "`encoder_hidden_states`,", "`crop_coords`,", "CogView4Transformer2DModel")
+    assert all(each in text for each in takes)
+    assert 'ENCODED = (\n    "prompt_embeds",\n    "negative_prompt_embeds",\n)' in text
+    names = re.findall(r'^    "(\w+Pipeline)"', (copy / REGISTER).read_text(), re.MULTILINE)
+    assert KNOWN in names and names == sorted(names)
+
+
+def test_the_register_is_in_order_at_its_end(copy: Path) -> None:
+    new_architecture("zebra", "ZebraPipeline", copy)
+    names = re.findall(r'^    "(\w+Pipeline)"', (copy / REGISTER).read_text(), re.MULTILINE)
+    assert names[-1] == "ZebraPipeline" and names == sorted(names)
 
 
 @pytest.mark.parametrize(

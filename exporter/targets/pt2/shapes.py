@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,9 @@ def admit_ones(
         for symbol, bounds in ranges.items()
     }
     factor = component.native.factor
-    height, width = (steps.get(f"latent_{side}", 1) * factor for side in ("height", "width"))
+    dims = {dim for spec in component.inputs for dim in spec.dims}
+    least = component.multiple if {"image_tokens", "latent_height"} <= dims else 1  # or there is no token
+    height, width = (math.lcm(steps.get(f"latent_{side}", 1), least) * factor for side in ("height", "width"))
     sizes = [(1, height, width, 2), (2, height, 3 * width, 3), (1, 2 * height, width, 1)]
     loose = program.module()
     with torch.no_grad():
