@@ -16,6 +16,7 @@ import torch
 from tests.parts import BETAS, UNET, XL_UNET, text, tiny_vae, unet, vae
 from tests.tiny import make_tokenizer
 from tests.transformer_families import (
+    cogview3,
     flux,
     flux_fill,
     flux_schnell,
@@ -235,6 +236,7 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         sdxl_t2i_adapter,
         hunyuan_dit,
         hunyuan_dit_11,
+        cogview3,
     )
 }
 VIDEO: dict[str, Callable[[Any], Any]] = {each.__name__: each for each in (ltx, ltx_095)}

@@ -233,6 +233,34 @@ def _hunyuan_dit(**config: Any) -> Any:
     )  # fmt: skip
 
 
+def cogview3(tokenizer: Any) -> Any:
+    """CogView3-Plus: T5's tokens and patches in one row; the size asked for and its crop are embedded."""
+    import diffusers
+
+    tokenizer = make_t5_tokenizer()
+    transformer = diffusers.CogView3PlusTransformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        text_embed_dim=32,
+        time_embed_dim=32,
+        condition_dim=8,
+        pos_embed_max_size=128,
+        sample_size=8,
+    )
+    return diffusers.CogView3PlusPipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
+            snr_shift_scale=4.0,
+        ),
+        vae=vae16(scaling_factor=0.18215),
+        text_encoder=make_t5(tokenizer), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
 def _ltx(class_name: str, **config: Any) -> Any:
     import diffusers
 

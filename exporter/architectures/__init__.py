@@ -15,6 +15,7 @@ _PIXART = "exporter.architectures.pixart"
 _SANA = "exporter.architectures.sana"
 _LTX = "exporter.architectures.ltx_video"
 FAMILIES = {
+    "CogView3PlusPipeline": "exporter.architectures.cogview3",
     "FluxFillPipeline": _FLUX,
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,

@@ -28,6 +28,7 @@ PARTS = {
     "pixart_sigma": PIXART,
     "pixart_alpha": PIXART,
     "sana": PIXART,
+    "cogview3": PIXART,
     "hunyuan_dit": FLUX,
     "hunyuan_dit_11": FLUX,
     "sdxl_refiner": ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"],

@@ -30,8 +30,9 @@ __all__ = ["OnnxOptions", "OnnxTarget"]
 
 
 WITHOUT_OPTIMUM = (
-    "FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "HunyuanDiTPipeline",
-    "LTXImageToVideoPipeline", "LTXPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline",
+    "CogView3PlusPipeline", "FluxFillPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline",
+    "HunyuanDiTPipeline", "LTXImageToVideoPipeline", "LTXPipeline", "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline", "SanaPipeline",
 )  # fmt: skip
 """Pipelines that optimum has no ONNX Runtime class for, or (Sana) none that it gives by its name."""
 

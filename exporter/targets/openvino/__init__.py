@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenVinoOptions", "OpenVinoTarget"]
 
 WITHOUT_OPTIMUM = (
+    "CogView3PlusPipeline",
     "HunyuanDiTPipeline",
     "LTXImageToVideoPipeline",
     "PixArtAlphaPipeline",
