@@ -60,6 +60,20 @@ def test_text_is_the_librarys_bit_for_bit(folders: dict[str, Path]) -> None:
     assert not [name for name in component.weights if "pooler" in name]
 
 
+def test_an_untraced_size_changes_patches_and_rectangle_together(folders: dict[str, Path]) -> None:
+    from exporter.artifact import TensorRecord
+    from exporter.parity.cases import Inputs, untraced
+
+    component = named(folders["hunyuan_dit"])["transformer"]
+    case = Inputs("1", "captured", "", component.example_inputs(Size(2, 64, 96, 256)))
+    records = [TensorRecord(name=s.name, dtype=s.dtype, dims=list(s.dims)) for s in component.inputs]
+    (aspect,) = [found for found in untraced(component, [case], records) if found.kind == "aspect"]
+    assert tuple(aspect.tensors["hidden_states"].shape[-2:]) == (6, 16)
+    assert len(aspect.tensors["image_rotary_emb_0"]) == len(aspect.tensors["image_rotary_emb_1"]) == 3 * 8
+    with torch.no_grad():
+        assert component.reference_module()(**aspect.tensors)[0].shape == (2, 8, 6, 16)
+
+
 def test_what_a_pipeline_passes_to_no_purpose() -> None:
     assert list(unread({"use_style_cond_and_image_meta_size": False})) == SIZED
     assert unread({"use_style_cond_and_image_meta_size": True}) == unread({}) == ()
