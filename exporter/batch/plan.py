@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter import recipes
-from exporter.artifact import Artifact
+from exporter.artifact import Artifact, Manifest
+from exporter.batch.collect import Collection, arrived_whole
 from exporter.batch.schema import MatrixFile, override
 from exporter.batch.state import Row
 from exporter.errors import ArtifactError, ExporterError, ResourceError
@@ -31,11 +32,14 @@ class Job:
         row: What became of it; what `batch.json` keeps.
         cell: The conversion.
         output: Its folder.
+        collect / keep: The URL it is collected at; whether it stays here then.
     """
 
     row: Row
     cell: Cell
     output: Path
+    collect: str | None = None
+    keep: bool = True
 
     def request(self, attempts: Path) -> dict[str, Any]:
         """What a worker is told, as JSON values."""
@@ -45,6 +49,8 @@ class Job:
             "output": str(self.output),
             "attempts": str(attempts),
             "cwd": str(Path.cwd()),
+            "collect": self.collect,
+            "keep": self.keep,
         }
 
     def take(self, result: dict[str, Any]) -> None:
@@ -140,13 +146,17 @@ class Planned:
 
 
 def plan(
-    found: Iterable[Job], progress: Progress | None = None, before: Mapping[str, Row] | None = None
+    found: Iterable[Job],
+    progress: Progress | None = None,
+    before: Mapping[str, Row] | None = None,
+    collection: Collection | None = None,
 ) -> Planned:
     """Open every model and check every request; nothing is written. A cell that cannot be has its reason,
     and does not keep the others from being planned. What does not fit the disk any more is refused too.
 
     Args:
         before: Rows of an earlier run, by id.
+        collection: Where artifacts are collected; what stands there whole is kept, too.
     """
     planned = Planned()
     report = progress or NullProgress()
@@ -158,8 +168,7 @@ def plan(
             job.row.memory = made.memory + (VERIFIER if made.verify else 0)
             job.row.disk = made.disk
             old = (before or {}).get(job.row.id)
-            if finished(made, job.cell, job.output, known=old.digest if old else None):
-                describe(job.row, job.output)
+            if complete(job, made, collection, old.digest if old else None):
                 job.row.state, job.row.digest = "kept", made.digest
                 planned.kept.append(job)
                 continue
@@ -171,7 +180,8 @@ def plan(
                     f"{human(free)}.",
                     hint="Free some space, or choose another disk with -o.",
                 )
-            free -= need
+            if collection is None or collection.keep:
+                free -= need
             planned.waiting.append(job)
         except ExporterError as error:
             job.row.fail(error)
@@ -179,6 +189,20 @@ def plan(
         finally:
             report.done()
     return planned
+
+
+def complete(job: Job, made: Plan, collection: Collection | None, known: str | None) -> bool:
+    """Whether nothing is left to do for a cell; its row is then filled in.
+
+    Raises:
+        ArtifactError: Another artifact stands in its place.
+    """
+    if collection is not None:
+        return arrived_whole(job.row, made, job.cell, job.output, collection, known=known)
+    if not finished(made, job.cell, job.output, known=known):
+        return False
+    describe(job.row, job.output)
+    return True
 
 
 def finished(made: Plan, cell: Cell, output: Path, *, known: str | None = None) -> bool:
@@ -198,10 +222,16 @@ def finished(made: Plan, cell: Cell, output: Path, *, known: str | None = None) 
         artifact = Artifact.open(output)
     except ArtifactError as error:
         raise ArtifactError(f"{output.name} stands in the way: {error.message}", hint=hint) from error
-    manifest = artifact.manifest
     changed = artifact.other_sizes()
     if changed:
         raise ArtifactError(f"{output.name} is not whole: {changed[0]} is missing or changed.", hint=hint)
+    if other := otherwise(made, cell, artifact.manifest, known=known):
+        raise ArtifactError(f"{output.name} was made otherwise (other {', '.join(other)}).", hint=hint)
+    return True
+
+
+def otherwise(made: Plan, cell: Cell, manifest: Manifest, *, known: str | None = None) -> list[str]:
+    """In what an artifact is not what `made` asks for; `known` as of `finished`."""
     same = {
         "recipe": manifest.recipe == recorded_recipe(cell),
         "options": manifest.options == made.options,
@@ -210,15 +240,17 @@ def finished(made: Plan, cell: Cell, output: Path, *, known: str | None = None) 
     }
     other = [name for name, equal in same.items() if not equal]
     if not other and made.digest != known and manifest.source.files != made._checkpoint.files:
-        other = ["source files"]
-    if other:
-        raise ArtifactError(f"{output.name} was made otherwise (other {', '.join(other)}).", hint=hint)
-    return True
+        return ["source files"]
+    return other
 
 
 def describe(row: Row, output: Path) -> None:
     """Fill in what a complete artifact's manifest says."""
-    manifest = Artifact.open(output).manifest
+    tell(row, Artifact.open(output).manifest, output.name)
+
+
+def tell(row: Row, manifest: Manifest, name: str) -> None:
+    """The same, of a manifest; `name` is the folder's."""
     row.bytes = sum(file.bytes for file in manifest.all_files())
     verification = manifest.verification
     if verification is None:
@@ -227,4 +259,4 @@ def describe(row: Row, output: Path) -> None:
             row.verdict, row.summary = "INCONCLUSIVE", "the verifier left no verdict"
         return
     row.verdict, row.summary = verification.verdict, verification.summary
-    row.report = f"{output.name}/{verification.report}" if verification.report else None
+    row.report = f"{name}/{verification.report}" if verification.report else None

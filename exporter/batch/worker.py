@@ -37,6 +37,7 @@ def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     Returns:
         The row's fields that are known now, as JSON values.
     """
+    from exporter.batch.collect import collected, hand_over
     from exporter.batch.plan import describe, finished
     from exporter.batch.state import Row
     from exporter.conversion import convert
@@ -47,14 +48,14 @@ def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     assert recipe.target is not None
     output = Path(request["output"])
     row = Row(id=request["id"], model="", recipe="", target=recipe.target, where=socket.gethostname())
-    began = time.monotonic()
+    began, url = time.monotonic(), request.get("collect")
     note(request, "begun")
     try:
         cell = Cell(row.id, {}, recipe, output)
         made = plan(cell, progress)
         settings, recorded = recipe.verify.settings(), recorded_recipe(cell)
         while True:
-            if finished(made, cell, output):
+            if (url and collected(row, request, made, cell)) or finished(made, cell, output):
                 row.state = "kept"
                 break
             try:
@@ -68,13 +69,28 @@ def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 continue
             row.state = "done"
             break
-        describe(row, output)
+        if not row.collected:
+            describe(row, output)
         row.digest = made.digest
     except Exception as error:
         row.fail(_explained(error))
     row.seconds = round(time.monotonic() - began, 3)
     note(request, row.state)
-    known = ("state", "verdict", "summary", "bytes", "seconds", "report", "digest", "where", "error")
+    if row.error is None and url and not row.collected:
+        hand_over(row, request, progress)
+        note(request, "collected" if row.collected else "uncollected")
+    known = (
+        "collected",
+        "state",
+        "verdict",
+        "summary",
+        "bytes",
+        "seconds",
+        "report",
+        "digest",
+        "where",
+        "error",
+    )
     return {name: value for name, value in row.model_dump(mode="json").items() if name in known}
 
 
