@@ -94,6 +94,7 @@ def run(
         cluster = Cluster(ray)
     if collection is not None:
         collection.store.probe()
+        collection.elsewhere = cluster is not None
     with _claimed(folder) as work:
         before = {row.id: row for row in (earlier(folder) or Summary(name="none")).rows}
         summary = Summary(name=file.matrix.name, description=file.matrix.description)
@@ -105,6 +106,10 @@ def run(
             _remember(job, before, work)
             told.ended(job.row)
 
+        for job in planned.waiting:
+            old = before.get(job.row.id)
+            job.near = old.where if old is not None and old.state == "uncollected" else None
+
         def save(job: Job | None = None) -> None:
             if job is not None and job.row.collected and collection is not None and cluster is not None:
                 confirm(job.row, collection, job.output)
@@ -114,7 +119,9 @@ def run(
         save()
         try:
             if cluster is not None:
-                cluster.run(planned.waiting, work, retries=retries, watcher=told, ended=save)
+                cluster.run(
+                    planned.waiting, work, retries=retries, watcher=told, ended=save, collection=collection
+                )
             else:
                 from exporter.batch.local import Pool, cores
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifact import write_text_atomic
+from exporter.batch.collect import Collection
+from exporter.batch.elsewhere import Place, Reader, asked, look, problem, work_elsewhere
 from exporter.batch.plan import Job
 from exporter.batch.watch import Watcher
 from exporter.batch.worker import begun, work
@@ -32,7 +34,6 @@ CLIENT = "ray://"
 SETTINGS = b"\x04"
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 """How HTTP/2, and so gRPC, begins: whoever speaks it answers with settings of its own."""
-PROBE = "shared"
 
 
 class Lost(ExporterError):
@@ -80,18 +81,21 @@ class Cluster:
         retries: int,
         watcher: Watcher,
         ended: Callable[[Job], None],
+        collection: Collection | None = None,
     ) -> None:
         """Returns when every job is done or has failed. An interrupt cancels the tasks and goes on.
 
         Args:
             folder: For logs and progress; every node has to see it under the same path.
+            collection: Where artifacts are collected; then nodes that do not see `folder` use their disks.
         """
         if not jobs:
             return
         self._connect()
         try:
             folder = folder.absolute()
-            self._check_shared(folder)
+            self._place = self._check_shared(folder, collection)
+            self._journal = Reader(self.ray, folder) if collection is not None else None
             pending = self._submit(jobs, folder, retries, watcher, ended)
             try:
                 self._follow(pending, folder, watcher, ended)
@@ -113,30 +117,46 @@ class Cluster:
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
-    def _check_shared(self, folder: Path) -> None:
-        """
+    def _check_shared(self, folder: Path, collection: Collection | None) -> Place:
+        """What a node is asked; that is done here.
+
         Raises:
-            UsageError: A node does not see the folder.
+            UsageError: A node does not see the folder, and nothing is collected.
+            BackendMissing, NetworkError: A node cannot collect.
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        (folder / PROBE).touch()
-        look = self.ray.remote(num_cpus=0, max_retries=0)(_sees)
-        asked = {}
+        ask = self.ray.remote(num_cpus=0, max_retries=0)(look)
+        with asked(folder, collection) as place:
+            answers = {}
+            for node in self._nodes():
+                if not node["Resources"].get("CPU"):
+                    continue  # it takes no cells
+                strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                answers[ask.options(scheduling_strategy=strategy).remote(place)] = node["NodeManagerHostname"]
+            for reference, host in answers.items():
+                try:
+                    found = self.ray.get(reference)
+                except self.ray.exceptions.RayError:  # it has left meanwhile, or has no exporter
+                    continue
+                if found["problem"] is not None:
+                    raise problem(host, found["problem"])
+                if not found["sees"] and collection is None:
+                    raise UsageError(
+                        f"The node {host} does not see {folder.parent}.",
+                        hint="Choose a folder on storage that every node mounts under the same path, with "
+                        "-o; or give a URL with --collect.",
+                    )
+        return place
+
+    def _near(self, job: Job) -> Any:
+        """Where its artifact lies already, if that node is there: only its collection is left to do."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         for node in self._nodes():
-            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            reference = look.options(scheduling_strategy=strategy).remote(str(folder / PROBE))
-            asked[reference] = node["NodeManagerHostname"]
-        for reference, host in asked.items():
-            try:
-                sees = self.ray.get(reference)
-            except self.ray.exceptions.RayError:  # it has left meanwhile, or has no exporter
-                sees = None
-            if sees is False:
-                raise UsageError(
-                    f"The node {host} does not see {folder.parent}.",
-                    hint="Choose a folder on storage that every node mounts under the same path, with -o.",
-                )
+            if job.near and job.near.endswith(f"/{node['NodeID'][:8]}"):
+                return NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+        return "DEFAULT"
 
     def _submit(
         self,
@@ -163,9 +183,14 @@ class Cluster:
                 continue
             request = job.request(folder / f"{job.row.id}.attempts")
             request["output"] = str(job.output.absolute())
-            placed = task.options(num_cpus=1, memory=job.row.memory, max_retries=retries, name=job.row.id)
+            placed = task.options(
+                num_cpus=1, memory=job.row.memory, max_retries=retries, name=job.row.id,
+                scheduling_strategy=self._near(job),
+            )  # fmt: skip
             seen = begun(folder / f"{job.row.id}.attempts")
-            pending[placed.remote(request, str(_status(folder, job)))] = _Pending(job, seen)
+            journal = self._journal.actor if self._journal else None
+            reference = placed.remote(request, str(_status(folder, job)), self._place, journal)
+            pending[reference] = _Pending(job, seen)
         return pending
 
     def _follow(
@@ -173,6 +198,8 @@ class Cluster:
     ) -> None:
         while pending:
             done, _ = self.ray.wait(list(pending), num_returns=1, timeout=POLL)
+            if self._journal:
+                self._journal.copy()
             for one in pending.values():
                 _look(one, folder, watcher)
             for reference in done:
@@ -271,11 +298,7 @@ class _FileProgress(NullProgress):
                 write_text_atomic(self._path, f"{self._host}: {label}")
 
 
-def _sees(probe: str) -> bool:
-    return Path(probe).is_file()
-
-
-def _task(request: dict[str, Any], status: str) -> dict[str, Any]:
+def _task(request: dict[str, Any], status: str, place: Place, journal: Any) -> dict[str, Any]:
     """On a node. Paths of models that are not absolute are meant from where the command was given."""
     import ray
 
@@ -283,4 +306,6 @@ def _task(request: dict[str, Any], status: str) -> dict[str, Any]:
         os.chdir(request["cwd"])
     node = ray.get_runtime_context().get_node_id()[:8]
     where = f"{socket.gethostname()}/{node}"
+    if journal is not None and not place.seen():
+        return {**work_elsewhere(work, request, journal, where), "where": where}
     return {**work(request, _FileProgress(Path(status), where)), "where": where}

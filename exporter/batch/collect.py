@@ -50,6 +50,7 @@ class Collection:
     Attributes:
         url: As in the summary.
         keep: Whether the artifact on this disk stays when it is collected.
+        elsewhere: Whether artifacts may be made on other machines' disks, which know themselves if they fit.
 
     Raises:
         UsageError, BackendMissing: As of `Store`.
@@ -57,7 +58,7 @@ class Collection:
 
     def __init__(self, url: str, *, keep: bool = True) -> None:
         self.store = Store(url)
-        self.url, self.keep = self.store.url, keep
+        self.url, self.keep, self.elsewhere = self.store.url, keep, False
 
     def at(self, cell: str) -> str:
         """The URL of a cell's folder."""
@@ -226,19 +227,20 @@ def hand_over(row: Row, request: dict[str, Any], progress: Progress) -> None:
         collection.send(output, progress)
         settle_here(row, collection, output)
     except ExporterError as error:
-        not_collected(row, error, output)
+        not_collected(row, error, output, request.get("where"))
     except Exception as error:
         from exporter.batch.worker import _explained
 
-        not_collected(row, _explained(error), output)
+        not_collected(row, _explained(error), output, request.get("where"))
 
 
-def not_collected(row: Row, error: ExporterError, output: Path) -> None:
+def not_collected(row: Row, error: ExporterError, output: Path, where: str | None = None) -> None:
     """The artifact is made and judged, and stays; only its way to the URL failed."""
     row.fail(error)
     row.state, row.collected = "uncollected", None
     assert row.error is not None
-    stays = f" The artifact stays at {output}." if output.is_dir() else ""
+    node = f" on the node {where}" if where else ""
+    stays = f" The artifact stays at {output}{node}." if output.is_dir() else ""
     row.error.message = f"Not collected: {error.message}{stays}"
 
 

@@ -33,6 +33,7 @@ class Job:
         cell: The conversion.
         output: Its folder.
         collect / keep: The URL it is collected at; whether it stays here then.
+        near: The node that has its artifact, which was not collected.
     """
 
     row: Row
@@ -40,6 +41,7 @@ class Job:
     output: Path
     collect: str | None = None
     keep: bool = True
+    near: str | None = None
 
     def request(self, attempts: Path) -> dict[str, Any]:
         """What a worker is told, as JSON values."""
@@ -171,6 +173,9 @@ def plan(
             if complete(job, made, collection, old.digest if old else None):
                 job.row.state, job.row.digest = "kept", made.digest
                 planned.kept.append(job)
+                continue
+            if collection is not None and collection.elsewhere:
+                planned.waiting.append(job)
                 continue
             free = free_disk(job.output) if free is None else free
             need = int(made.disk * DISK_MARGIN)

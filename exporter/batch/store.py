@@ -12,8 +12,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -199,16 +199,23 @@ class Store:
             DestinationError: It does not allow that, or does not keep what is written.
             NetworkError: It cannot be reached.
         """
-        name, content = f"{PROBE}{secrets.token_hex(8)}", secrets.token_bytes(64)
-        self.write(name, content)
-        try:
+        content = secrets.token_bytes(64)
+        with self.witness(content) as name:
             found = self.read(name)
-        finally:
-            self.remove(name)
         if found != content:
             raise DestinationError(f"{self.url} gives back other bytes than were written there.")
         if self.read(name) is not None:
             raise DestinationError(f"{self.url} keeps what was deleted there.")
+
+    @contextmanager
+    def witness(self, content: bytes) -> Iterator[str]:
+        """A small file that is there meanwhile; gives its name."""
+        name = f"{PROBE}{secrets.token_hex(8)}"
+        self.write(name, content)
+        try:
+            yield name
+        finally:
+            self.remove(name)
 
     def _put(self, local: Path, name: str) -> None:
         self._folder_of(name)
