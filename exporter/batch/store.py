@@ -26,6 +26,8 @@ T = TypeVar("T")
 TRIES = 3
 PAUSE = 0.5
 """Seconds before the second try; twice as long before each further one."""
+ENOUGH = 20.0
+"""Seconds after which a small request is not tried again: then the library has tried for itself."""
 PROBE = ".exporter-probe-"
 MEMORY = "memory"
 PACKAGES = {
@@ -164,15 +166,17 @@ class Store:
                 return told
             digest = hashlib.sha256()
             with self.fs.open(self._at(name), "rb") as handle:
+                if hasattr(handle, "prefetch"):  # paramiko's would wait for every 32 kB
+                    handle.prefetch()
                 while chunk := handle.read(HASH_CHUNK):
                     digest.update(chunk)
             return digest.hexdigest()
 
-        return self._try("be read back", of_bytes)
+        return self._try("be read back", of_bytes, large=True)
 
     def put(self, local: Path, name: str) -> None:
         """Copy a file there, over one that stands there; tried again when the connection is lost."""
-        self._try("be written", lambda: self._put(local, name))
+        self._try("be written", lambda: self._put(local, name), large=True)
 
     def write(self, name: str, content: bytes) -> None:
         """The same for a few bytes."""
@@ -187,8 +191,15 @@ class Store:
         """Delete a file, if it is there."""
 
         def once() -> None:
-            with suppress(FileNotFoundError):
+            try:
                 self.fs.rm_file(self._at(name))
+            except FileNotFoundError:
+                pass
+            except Exception:  # FTP has one answer for no rights and no file
+                self.fs.invalidate_cache()
+                with suppress(FileNotFoundError):
+                    self.fs.info(self._at(name))
+                    raise
 
         self._try("be written (delete)", once)
 
@@ -228,21 +239,23 @@ class Store:
     def _at(self, name: str) -> str:
         return f"{self.base.rstrip('/')}/{name}"
 
-    def _try(self, what: str, call: Callable[[], T]) -> T:
+    def _try(self, what: str, call: Callable[[], T], *, large: bool = False) -> T:
+        began = time.monotonic()
         for count in range(TRIES):
             try:
                 return call()
             except ExporterError:
                 raise
             except Exception as error:
-                if count + 1 == TRIES or isinstance(error, NO_SENSE_TO_REPEAT) or _full(error):
+                last = count + 1 == TRIES or (not large and time.monotonic() - began > ENOUGH)
+                if last or isinstance(error, NO_SENSE_TO_REPEAT) or _full(error):
                     raise self._explained(what, error) from error
             time.sleep(PAUSE * 2**count)
         raise AssertionError("unreachable")
 
     def _explained(self, what: str, error: Exception) -> ExporterError:
         """fsspec's file systems raise OSErrors, and whatever their libraries raise."""
-        why = f"{self.url} cannot {what}: {type(error).__name__}: {shown(str(error))}."
+        why = f"{self.url} cannot {what}: {type(error).__name__}: {shown(str(error)).rstrip('.')}."
         if _full(error):
             return StoreFull(why, hint="Free some space there, and run the same command again.")
         if isinstance(error, NO_SENSE_TO_REPEAT):

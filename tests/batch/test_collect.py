@@ -314,3 +314,33 @@ def test_a_full_store(root: Path, tmp_path: Path) -> None:
     with pytest.raises(store.StoreFull) as caught:
         Collection(f"file://{tmp_path}/there").send(root)
     assert caught.value.exit_code == 6
+
+
+def test_a_store_with_one_answer_for_no_rights_and_no_file(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    """As FTP has it: deleting what is not there is no error, deleting what stays is one."""
+    with RemoteStore() as remote:
+        place = Collection(remote.url).store
+
+        def no(self: PlainHttp, path: str) -> None:
+            raise ValueError("550 No")
+
+        monkeypatch.setattr(PlainHttp, "rm_file", no)
+        place.remove("nothing")
+        place.write("something", b"x")
+        with pytest.raises(NetworkError, match="550 No"):
+            place.remove("something")
+
+
+def test_a_library_that_has_tried_for_long_is_not_asked_again(
+    remote: RemoteStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ENOUGH", 0.0)
+    remote.refused["small"] = remote.refused[MODEL] = (500, "no")
+    place = Collection(remote.url).store
+    with pytest.raises(NetworkError):
+        place.write("small", b"x")
+    with pytest.raises(NetworkError):
+        place.put(root / "unet" / "model.onnx", MODEL)
+    assert (remote.names("PUT").count("small"), remote.names("PUT").count(MODEL)) == (1, 3)
