@@ -317,20 +317,19 @@ def test_a_full_store(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_with_one_answer_for_no_rights_and_no_file(
-    monkeypatch: pytest.MonkeyPatch, root: Path
+    remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As FTP has it: deleting what is not there is no error, deleting what stays is one."""
-    with RemoteStore() as remote:
-        place = Collection(remote.url).store
 
-        def no(self: PlainHttp, path: str) -> None:
-            raise ValueError("550 No")
+    def no(self: PlainHttp, path: str) -> None:
+        raise ValueError("550 No")
 
-        monkeypatch.setattr(PlainHttp, "rm_file", no)
-        place.remove("nothing")
-        place.write("something", b"x")
-        with pytest.raises(NetworkError, match="550 No"):
-            place.remove("something")
+    monkeypatch.setattr(PlainHttp, "rm_file", no)
+    place = Collection(remote.url).store
+    place.remove("nothing")
+    place.write("something", b"x")
+    with pytest.raises(NetworkError, match="550 No"):
+        place.remove("something")
 
 
 def test_a_library_that_has_tried_for_long_is_not_asked_again(

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import psutil
 import pytest
 
 from exporter import batch
@@ -38,7 +39,7 @@ def own_disks_can_be_had(folder: Path) -> bool:
 
 
 @contextmanager
-def node_apart(cluster: Any, disk: Path, site: str) -> Iterator[None]:  # noqa: F811
+def node_apart(cluster: Any, disk: Path, site: str) -> Iterator[subprocess.Popen[bytes]]:  # noqa: F811
     """A node with a core, and at `disk` a file system that nobody else sees."""
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={cluster.address}", "--block"]
     limits = ["--num-cpus=1", "--memory=1500000000", "--object-store-memory=100000000"]
@@ -56,14 +57,30 @@ def node_apart(cluster: Any, disk: Path, site: str) -> Iterator[None]:  # noqa: 
             time.sleep(0.1)
         else:
             pytest.fail("the node did not join")
-        yield
+        yield child
     finally:
         child.terminate()
         child.wait(30)
 
 
+class Killer(batch.NoWatcher):
+    """Kills the node of the first cell that is heard of, and everything on it."""
+
+    def __init__(self, nodes: dict[str, subprocess.Popen[bytes]]) -> None:
+        self.nodes, self.killed = nodes, ""
+
+    def working(self, row: Row, what: str) -> None:
+        place = what.split(":")[0].split("/")[-1]
+        if not self.killed and place in self.nodes:
+            self.killed = row.id
+            node = psutil.Process(self.nodes.pop(place).pid)
+            for process in [*node.children(recursive=True), node]:
+                with suppress(psutil.Error):
+                    process.kill()
+
+
 def alive(cluster: Any) -> int:  # noqa: F811
-    return len([n for n in cluster.global_state.node_table() if n["Alive"]])
+    return len(names(cluster))
 
 
 class Said(batch.NoWatcher):
@@ -120,6 +137,42 @@ def test_what_a_node_makes_on_its_own_disk_comes_by_the_url(
         summary = batch.run(matrix, out, ray=cluster.address, collect=remote.url)
         assert summary.rows[0].state == "kept" and attempts(out, CELL) == noted
         assert remote.url in (out / "index.html").read_text()
+
+
+@pytest.mark.full
+def test_a_node_that_is_killed_with_its_own_disk(
+    cluster: Any,  # noqa: F811
+    tiny: Path,
+    tmp_path: Path,
+) -> None:
+    fsspec.register_implementation("plainhttp", PlainHttp, clobber=True)
+    out, site = tmp_path / "out", tmp_path / "site"
+    out.mkdir()
+    site.mkdir()
+    if not own_disks_can_be_had(out):
+        pytest.skip("no mount namespaces here")
+    place = installed(site)
+    matrix = write(tmp_path, tiny, more="set: {components: [unet, vae_decoder, vae_encoder]}\n")
+    with RemoteStore() as remote, ExitStack() as stack:
+        nodes = {}
+        for _ in range(2):
+            known = names(cluster)
+            child = stack.enter_context(node_apart(cluster, out, place))
+            nodes[(names(cluster) - known).pop()[:8]] = child
+        killer = Killer(nodes)
+        summary = batch.run(matrix, out, ray=cluster.address, collect=remote.url, watcher=killer)
+        assert killer.killed, "no node was killed while it was at work"
+        assert summary.exit_code == 0, summary
+        for row in summary.rows:
+            assert row.state == "done" and row.collected == f"{remote.url}/{row.id}"
+            assert attempts(out, row.id).count("done") == attempts(out, row.id).count("collected") == 1
+        assert attempts(out, killer.killed)[:2] == ["begun", "begun"]
+        manifests = [n for n in remote.names("PUT") if n.endswith(MANIFEST)]
+        assert len(manifests) == len(set(manifests)) == 3
+
+
+def names(cluster: Any) -> set[str]:  # noqa: F811
+    return {n["NodeID"] for n in cluster.global_state.node_table() if n["Alive"]}
 
 
 def test_a_node_without_the_package_is_known_before_work(
