@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from filelock import FileLock, Timeout
 
 from exporter.batch.plan import Job, Planned, jobs, plan
 from exporter.batch.schema import Matrix, read
+from exporter.batch.split import divide, folder_of_parts, remove, settle
 from exporter.batch.state import STATE, WORST_FIRST, Failure, Row, Summary, earlier, worst
 from exporter.batch.watch import NoWatcher, Watcher
 from exporter.errors import DestinationError, UsageError
+from exporter.planning import Plan
 from exporter.progress import Progress
 
 __all__ = [
@@ -28,11 +30,16 @@ WORK = ".batch"
 """Inside the output folder: the lock, logs, and how often each cell was begun."""
 
 
-def check(matrix: str | Path, output: str | Path, progress: Progress | None = None) -> Summary:
-    """Plan every cell; nothing is written. Errors as of `run`."""
+def check(
+    matrix: str | Path, output: str | Path, progress: Progress | None = None, *, ray: str | None = None
+) -> Summary:
+    """Plan every cell; nothing is written, and no cluster is asked. Errors as of `run`."""
     file = read(matrix)
-    found = jobs(file, Path(output))
-    plan(found, progress)
+    folder = Path(output).expanduser()
+    found = jobs(file, folder)
+    mode = _mode(file.matrix, ray)
+    planned = plan(found, progress, divide=_divider(mode, folder / WORK))
+    settle(planned.waiting, mode)
     name, description = file.matrix.name, file.matrix.description
     return Summary(name=name, description=description, rows=[job.row for job in found])
 
@@ -82,27 +89,40 @@ def run(
         before = {row.id: row for row in (earlier(folder) or Summary(name="none")).rows}
         summary = Summary(name=file.matrix.name, description=file.matrix.description)
         summary.rows = [job.row for job in found]
-        planned = plan(found, progress, before)
+        mode = _mode(file.matrix, ray)
+        planned = plan(found, progress, before, _divider(mode, work))
         for job in [*planned.kept, *planned.refused]:
             _remember(job, before, work)
             told.ended(job.row)
 
-        def save(_: Job | None = None) -> None:
+        def save(job: Job | None = None) -> None:
+            if job is not None and job.whole is None and job.row.state in ("done", "kept"):
+                remove(folder_of_parts(work, job))
             summary.save(folder)
             write_page(summary, folder)
 
         save()
         try:
             if cluster is not None:
-                cluster.run(planned.waiting, work, retries=retries, watcher=told, ended=save)
+                cluster.run(planned.waiting, work, retries=retries, watcher=told, ended=save, split=mode)
             else:
                 from exporter.batch.local import Pool, cores
 
                 many = slots or max(1, cores() // 2)
+                settle(planned.waiting, mode)
                 Pool(work, many, memory, retries, told, save).run(planned.waiting)
         finally:
             save()
     return summary
+
+
+def _mode(matrix: Matrix, ray: str | None) -> str:
+    """`auto` is about clusters: here, a cell's components are as well exported one after the other."""
+    return "never" if matrix.split == "auto" and ray is None else matrix.split
+
+
+def _divider(mode: str, work: Path) -> Callable[[Job, Plan], None] | None:
+    return None if mode == "never" else lambda job, made: divide(job, made, work)
 
 
 def _remember(job: Job, before: dict[str, Row], work: Path) -> None:
@@ -113,6 +133,8 @@ def _remember(job: Job, before: dict[str, Row], work: Path) -> None:
     old = before.get(job.row.id)
     if old is not None and job.row.state == "kept":
         job.row.seconds, job.row.where = old.seconds, old.where
+        job.row.split, job.row.parts = old.split, old.parts
+        remove(folder_of_parts(work, job))
 
 
 @contextmanager

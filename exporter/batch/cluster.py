@@ -1,4 +1,5 @@
-"""Workers on a Ray cluster that is there already: a task a cell, placed by its estimate of memory.
+"""Workers on a Ray cluster that is there already: a task a cell, or one for each part of it and one that puts
+them together; each placed by its estimate of memory.
 
 What a lost worker leaves on the shared folder, the next one takes up; Ray itself begins a lost task again.
 Progress and the logs of attempts are small files on that folder too: they outlive every node.
@@ -11,12 +12,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter.artifact import write_text_atomic
 from exporter.batch.plan import Job
+from exporter.batch.split import Line, settle
 from exporter.batch.watch import Watcher
 from exporter.batch.worker import begun, work
 from exporter.errors import BackendMissing, ExporterError, NetworkError, ResourceError, UsageError
@@ -80,11 +82,13 @@ class Cluster:
         retries: int,
         watcher: Watcher,
         ended: Callable[[Job], None],
+        split: str = "never",
     ) -> None:
         """Returns when every job is done or has failed. An interrupt cancels the tasks and goes on.
 
         Args:
             folder: For logs and progress; every node has to see it under the same path.
+            split: Which cells are made in parts (`exporter.batch.split.settle`).
         """
         if not jobs:
             return
@@ -92,12 +96,10 @@ class Cluster:
         try:
             folder = folder.absolute()
             self._check_shared(folder)
-            pending = self._submit(jobs, folder, retries, watcher, ended)
-            try:
-                self._follow(pending, folder, watcher, ended)
-            except BaseException:
-                self._cancel(pending, folder)
-                raise
+            cores = sum(int(node["Resources"].get("CPU", 0)) for node in self._nodes())
+            largest = max((int(node["Resources"].get("memory", 0)) for node in self._nodes()), default=0)
+            settle(jobs, split, cores, largest)
+            _Run(self.ray, folder, retries, largest, watcher, ended).work(jobs)
         finally:
             self.ray.shutdown()
 
@@ -138,50 +140,70 @@ class Cluster:
                     hint="Choose a folder on storage that every node mounts under the same path, with -o.",
                 )
 
-    def _submit(
-        self,
-        jobs: Sequence[Job],
-        folder: Path,
-        retries: int,
-        watcher: Watcher,
-        ended: Callable[[Job], None],
-    ) -> dict[Any, _Pending]:
-        largest = max((int(node["Resources"].get("memory", 0)) for node in self._nodes()), default=0)
-        task = self.ray.remote(max_calls=1)(_task)  # a process a cell here, too
-        pending = {}
-        for job in sorted(jobs, key=lambda job: -job.row.memory):
-            if job.row.memory > largest:
-                job.row.fail(
-                    ResourceError(
-                        f"Not enough memory: this cell takes about {human(job.row.memory)}, and the largest "
-                        f"node gives Ray {human(largest)}.",
-                        hint="Start a node with more: `ray start --memory BYTES`.",
-                    )
-                )
-                watcher.ended(job.row)
-                ended(job)
-                continue
-            request = job.request(folder / f"{job.row.id}.attempts")
-            request["output"] = str(job.output.absolute())
-            placed = task.options(num_cpus=1, memory=job.row.memory, max_retries=retries, name=job.row.id)
-            seen = begun(folder / f"{job.row.id}.attempts")
-            pending[placed.remote(request, str(_status(folder, job)))] = _Pending(job, seen)
-        return pending
 
-    def _follow(
-        self, pending: dict[Any, _Pending], folder: Path, watcher: Watcher, ended: Callable[[Job], None]
-    ) -> None:
-        while pending:
-            done, _ = self.ray.wait(list(pending), num_returns=1, timeout=POLL)
-            for one in pending.values():
-                _look(one, folder, watcher)
+@dataclass
+class _Run:
+    """One batch on a cluster that is connected."""
+
+    ray: Any
+    folder: Path
+    retries: int
+    largest: int
+    watcher: Watcher
+    ended: Callable[[Job], None]
+    _pending: dict[Any, _Pending] = field(default_factory=dict)
+
+    def work(self, jobs: Sequence[Job]) -> None:
+        self._task = self.ray.remote(max_calls=1)(_task)  # a process a job here, too
+        self._line = Line(jobs)
+        try:
+            for job in sorted(self._line.first(), key=lambda job: -job.row.memory):
+                self._begin(job)
+            self._follow()
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _begin(self, job: Job) -> None:
+        if job.row.memory > self.largest:
+            what = "this part" if job.whole is not None else "this cell"
+            job.row.fail(
+                ResourceError(
+                    f"Not enough memory: {what} takes about {human(job.row.memory)}, and the largest "
+                    f"node gives Ray {human(self.largest)}.",
+                    hint="Start a node with more: `ray start --memory BYTES`.",
+                )
+            )
+            self._told(job)
+            return
+        attempts = self.folder / f"{job.row.id}.attempts"
+        request = {**job.request(attempts), "output": str(job.output.absolute())}
+        needs = {"num_cpus": 1, "memory": job.row.memory}
+        placed = self._task.options(**needs, max_retries=self.retries, name=job.row.id)
+        reference = placed.remote(request, str(_status(self.folder, job)))
+        self._pending[reference] = _Pending(job, begun(attempts))
+
+    def _told(self, job: Job) -> None:
+        """A job has ended: say so, and begin what waited for it."""
+        self.watcher.ended(job.row)
+        self.ended(job)
+        for other in self._line.after(job):
+            if other.row.error is not None:
+                self._told(other)
+            else:
+                self._begin(other)
+
+    def _follow(self) -> None:
+        while self._pending:
+            done, _ = self.ray.wait(list(self._pending), num_returns=1, timeout=POLL)
+            for one in self._pending.values():
+                _look(one, self.folder, self.watcher)
             for reference in done:
-                job = pending.pop(reference).job
+                job = self._pending.pop(reference).job
                 self._take(reference, job)
-                job.row.attempts = begun(folder / f"{job.row.id}.attempts")
-                _status(folder, job).unlink(missing_ok=True)
-                watcher.ended(job.row)
-                ended(job)
+                job.row.attempts = begun(self.folder / f"{job.row.id}.attempts")
+                _status(self.folder, job).unlink(missing_ok=True)
+                self._told(job)
 
     def _take(self, reference: Any, job: Job) -> None:
         errors = self.ray.exceptions
@@ -205,16 +227,16 @@ class Cluster:
                 )
             )
 
-    def _cancel(self, pending: dict[Any, _Pending], folder: Path) -> None:
+    def _cancel(self) -> None:
         """Tasks are interrupted, so that they leave their staging in order; then cut off."""
         with suppress(Exception):
-            for reference in pending:
+            for reference in self._pending:
                 self.ray.cancel(reference, force=False)
-            self.ray.wait(list(pending), num_returns=len(pending), timeout=GRACE)
-        for one in pending.values():
+            self.ray.wait(list(self._pending), num_returns=len(self._pending), timeout=GRACE)
+        for one in self._pending.values():
             one.job.row.state = "waiting"
-            one.job.row.attempts = begun(folder / f"{one.job.row.id}.attempts")
-            _status(folder, one.job).unlink(missing_ok=True)
+            one.job.row.attempts = begun(self.folder / f"{one.job.row.id}.attempts")
+            _status(self.folder, one.job).unlink(missing_ok=True)
 
 
 HINT = "Start one with `ray start --head`, and give its address as --ray HOST:PORT."

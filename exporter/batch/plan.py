@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from exporter.recipes.running import PYTORCH, recorded_recipe
 VERIFIER = 700_000_000
 """Bytes for the verifier's process, which runs beside what the export has left: PyTorch, a runtime, and
 small models. The plan's own estimate is the export's."""
+LIBRARIES = 700_000_000
+"""Bytes for a process that exports nothing: PyTorch, and the small files of an artifact."""
 
 
 @dataclass
@@ -31,11 +33,18 @@ class Job:
         row: What became of it; what `batch.json` keeps.
         cell: The conversion.
         output: Its folder.
+        parts: What is to be made before it, each by itself (`exporter.batch.split`).
+        whole: Of a part: its cell's job.
+        judging: Bytes that everything but the export takes on a node: the libraries and, where it is judged,
+            the verifier with the weights of all components, which are open at once to paint.
     """
 
     row: Row
     cell: Cell
     output: Path
+    parts: list[Job] = field(default_factory=list, repr=False, compare=False)
+    whole: Job | None = field(default=None, repr=False, compare=False)
+    judging: int = 0
 
     def request(self, attempts: Path) -> dict[str, Any]:
         """What a worker is told, as JSON values."""
@@ -45,6 +54,8 @@ class Job:
             "output": str(self.output),
             "attempts": str(attempts),
             "cwd": str(Path.cwd()),
+            "part": self.whole is not None,
+            "adopt": [str(part.output) for part in self.parts],
         }
 
     def take(self, result: dict[str, Any]) -> None:
@@ -140,13 +151,17 @@ class Planned:
 
 
 def plan(
-    found: Iterable[Job], progress: Progress | None = None, before: Mapping[str, Row] | None = None
+    found: Iterable[Job],
+    progress: Progress | None = None,
+    before: Mapping[str, Row] | None = None,
+    divide: Callable[[Job, Plan], None] | None = None,
 ) -> Planned:
     """Open every model and check every request; nothing is written. A cell that cannot be has its reason,
     and does not keep the others from being planned. What does not fit the disk any more is refused too.
 
     Args:
         before: Rows of an earlier run, by id.
+        divide: Is shown every cell that is to be done, to give it parts.
     """
     planned = Planned()
     report = progress or NullProgress()
@@ -157,6 +172,7 @@ def plan(
             made = recipes.plan(job.cell, Prefixed(report, job.row.id))
             job.row.memory = made.memory + (VERIFIER if made.verify else 0)
             job.row.disk = made.disk
+            job.judging = LIBRARIES + (VERIFIER + made.disk if made.verify else 0)
             old = (before or {}).get(job.row.id)
             if finished(made, job.cell, job.output, known=old.digest if old else None):
                 describe(job.row, job.output)
@@ -172,6 +188,8 @@ def plan(
                     hint="Free some space, or choose another disk with -o.",
                 )
             free -= need
+            if divide is not None:
+                divide(job, made)
             planned.waiting.append(job)
         except ExporterError as error:
             job.row.fail(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -62,6 +62,8 @@ class Matrix(Section):
         models / recipes: A text each, or a mapping with what differs.
         set: Keys of all recipes that differ here; those of a recipe, and then of a model, go before them.
         skip: Combinations that are left out.
+        split: Cells in parts, one for each folder of the model: `always` where that is the same, `never`, or
+            `auto` where it helps on a cluster (exporter/batch/README.md has the rule).
     """
 
     name: str = Field(pattern=NAME)
@@ -70,6 +72,7 @@ class Matrix(Section):
     recipes: list[Use] = Field(min_length=1, max_length=MAX_ENTRIES)
     set: dict[str, Any] = Field(default_factory=dict)
     skip: list[Skip] = Field(default_factory=list)
+    split: Literal["auto", "never", "always"] = "auto"
 
     @field_validator("models", mode="before")
     @classmethod

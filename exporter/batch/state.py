@@ -46,6 +46,9 @@ class Row(BaseModel):
         digest: Identity of the finished request (`Plan.digest`). While it is the same, the source need not be
             hashed to see whether the cell is complete.
         where: The node that finished it, on a cluster.
+        part: Of a part of a cell: which (`exporter.batch.split`). Its id is `<cell>@<part>`.
+        split: Whether the cell is made in parts, and why; empty where that was never asked for.
+        parts: Of a cell that is: theirs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,6 +70,9 @@ class Row(BaseModel):
     digest: str | None = None
     where: str | None = None
     error: Failure | None = None
+    part: str | None = None
+    split: str = ""
+    parts: list[Row] = Field(default_factory=list)
 
     @property
     def exit_code(self) -> int:

@@ -36,9 +36,11 @@ def board(stream: TextIO, *, silent: bool) -> Board:
 
 
 def outcome(row: Row) -> str:
-    """`PASS in 12.3 s`, `complete from an earlier run: PASS`, `stopped: …`."""
+    """`PASS in 12.3 s`, `complete from an earlier run: PASS`, `stopped: …`; of a part `made in 12.3 s`."""
     if row.error is not None:
         return f"stopped: {row.error.message}"
+    if row.part is not None:
+        return f"made in {seconds_text(row.seconds)}"
     verdict = row.verdict or "not verified"
     if row.state == "kept":
         return f"complete from an earlier run: {verdict}"

@@ -74,7 +74,7 @@ def command(
 
     if dry_run:
         with output.progress() as progress:
-            summary = batch.check(matrix, folder, progress)
+            summary = batch.check(matrix, folder, progress, ray=ray)
     else:
         silent = output.quiet or (output.json and not output.stderr.isatty())
         watcher = board(output.stderr, silent=silent)
@@ -108,6 +108,8 @@ def _show(console: Console, summary: Summary, page: Path | None) -> None:
     ]
     console.print(table(("cell", "target", "verdict", "size>", "memory>", "time>"), rows))
     for row in summary.rows:
+        if row.split:
+            console.print(f"{row.id}: {row.split}", soft_wrap=True)
         if row.exit_code:
             console.print(f"{row.id}: {row.error.message if row.error else row.summary}", soft_wrap=True)
             if row.error and row.error.hint:
