@@ -39,7 +39,11 @@ def check(
     found = jobs(file, folder)
     mode = _mode(file.matrix, ray)
     planned = plan(found, progress, divide=_divider(mode, folder / WORK))
-    settle(planned.waiting, mode)
+    if mode == "auto":
+        for job in (job for job in planned.waiting if job.parts):
+            job.row.split = f"auto: {len(job.parts)} parts, if the cluster's cores and memory ask for it"
+    else:
+        settle(planned.waiting, mode)
     name, description = file.matrix.name, file.matrix.description
     return Summary(name=name, description=description, rows=[job.row for job in found])
 
