@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from exporter.recipes.running import PYTORCH, recorded_recipe
 VERIFIER = 700_000_000
 """Bytes for the verifier's process, which runs beside what the export has left: PyTorch, a runtime, and
 small models. The plan's own estimate is the export's."""
+LIBRARIES = 700_000_000
+"""Bytes for a process that exports nothing: PyTorch, and the small files of an artifact."""
 
 
 @dataclass
@@ -32,6 +34,10 @@ class Job:
         row: What became of it; what `batch.json` keeps.
         cell: The conversion.
         output: Its folder.
+        parts: What is to be made before it, each by itself (`exporter.batch.split`).
+        whole: Of a part: its cell's job.
+        judging: Bytes that everything but the export takes on a node: the libraries and, where it is judged,
+            the verifier with the weights of all components, which are open at once to paint.
         collect / keep: The URL it is collected at; whether it stays here then.
         near: The node that has its artifact, which was not collected.
     """
@@ -39,6 +45,9 @@ class Job:
     row: Row
     cell: Cell
     output: Path
+    parts: list[Job] = field(default_factory=list, repr=False, compare=False)
+    whole: Job | None = field(default=None, repr=False, compare=False)
+    judging: int = 0
     collect: str | None = None
     keep: bool = True
     near: str | None = None
@@ -51,6 +60,8 @@ class Job:
             "output": str(self.output),
             "attempts": str(attempts),
             "cwd": str(Path.cwd()),
+            "part": self.whole is not None,
+            "adopt": [str(part.output) for part in self.parts],
             "collect": self.collect,
             "keep": self.keep,
         }
@@ -151,6 +162,7 @@ def plan(
     found: Iterable[Job],
     progress: Progress | None = None,
     before: Mapping[str, Row] | None = None,
+    divide: Callable[[Job, Plan], None] | None = None,
     collection: Collection | None = None,
 ) -> Planned:
     """Open every model and check every request; nothing is written. A cell that cannot be has its reason,
@@ -158,6 +170,7 @@ def plan(
 
     Args:
         before: Rows of an earlier run, by id.
+        divide: Is shown every cell that is to be done, to give it parts.
         collection: Where artifacts are collected; what stands there whole is kept, too.
     """
     planned = Planned()
@@ -169,16 +182,16 @@ def plan(
             made = recipes.plan(job.cell, Prefixed(report, job.row.id))
             job.row.memory = made.memory + (VERIFIER if made.verify else 0)
             job.row.disk = made.disk
+            job.judging = LIBRARIES + (VERIFIER + made.disk if made.verify else 0)
             old = (before or {}).get(job.row.id)
             if complete(job, made, collection, old.digest if old else None):
                 job.row.state, job.row.digest = "kept", made.digest
                 planned.kept.append(job)
                 continue
-            if collection is not None and collection.elsewhere:
-                planned.waiting.append(job)
-                continue
             free = free_disk(job.output) if free is None else free
             need = int(made.disk * DISK_MARGIN)
+            if collection is not None and collection.elsewhere:
+                need = 0  # the disk it is made on is asked by its worker
             if need > free:
                 raise ResourceError(
                     f"Not enough disk: this cell takes {human(made.disk)}, and the cells before it leave "
@@ -187,6 +200,8 @@ def plan(
                 )
             if collection is None or collection.keep:
                 free -= need
+            if divide is not None:
+                divide(job, made)
             planned.waiting.append(job)
         except ExporterError as error:
             job.row.fail(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -65,6 +65,8 @@ class Matrix(Section):
         skip: Combinations that are left out.
         collect: fsspec URL to which every finished artifact is sent, as `--collect`.
         keep: Whether an artifact stays on this disk when it is collected.
+        split: Cells in parts, one for each folder of the model: `always` where that is the same, `never`, or
+            `auto` where it helps on a cluster (exporter/batch/README.md has the rule).
     """
 
     name: str = Field(pattern=NAME)
@@ -75,6 +77,7 @@ class Matrix(Section):
     skip: list[Skip] = Field(default_factory=list)
     collect: str | None = None
     keep: bool = True
+    split: Literal["auto", "never", "always"] = "auto"
 
     @field_validator("models", mode="before")
     @classmethod

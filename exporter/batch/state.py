@@ -47,6 +47,9 @@ class Row(BaseModel):
             hashed to see whether the cell is complete.
         where: The node that finished it, on a cluster.
         collected: URL of the artifact's folder, once it is whole there.
+        part: Of a part of a cell: which (`exporter.batch.split`). Its id is `<cell>@<part>`.
+        split: Whether the cell is made in parts, and why; empty where that was never asked for.
+        parts: Of a cell that is: theirs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,6 +72,9 @@ class Row(BaseModel):
     where: str | None = None
     error: Failure | None = None
     collected: str | None = None
+    part: str | None = None
+    split: str = ""
+    parts: list[Row] = Field(default_factory=list)
 
     @property
     def exit_code(self) -> int:

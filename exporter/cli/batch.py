@@ -90,7 +90,7 @@ def command(
 
     if dry_run:
         with output.progress() as progress:
-            summary = batch.check(matrix, folder, progress, collect=collect, keep=keep)
+            summary = batch.check(matrix, folder, progress, ray=ray, collect=collect, keep=keep)
     else:
         silent = output.quiet or (output.json and not output.stderr.isatty())
         watcher = board(output.stderr, silent=silent)
@@ -126,6 +126,8 @@ def _show(console: Console, summary: Summary, page: Path | None) -> None:
     if collected := [row.collected.rpartition("/")[0] for row in summary.rows if row.collected]:
         console.print(f"collected at {collected[0]}: {len(collected)} of {len(rows)}", soft_wrap=True)
     for row in summary.rows:
+        if row.split:
+            console.print(f"{row.id}: {row.split}", soft_wrap=True)
         if row.exit_code:
             console.print(f"{row.id}: {row.error.message if row.error else row.summary}", soft_wrap=True)
             if row.error and row.error.hint:

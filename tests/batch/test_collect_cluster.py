@@ -152,7 +152,9 @@ def test_a_node_that_is_killed_with_its_own_disk(
     if not own_disks_can_be_had(out):
         pytest.skip("no mount namespaces here")
     place = installed(site)
-    matrix = write(tmp_path, tiny, more="set: {components: [unet, vae_decoder, vae_encoder]}\n")
+    matrix = write(
+        tmp_path, tiny, more="set: {components: [unet, vae_decoder, vae_encoder]}\nsplit: always\n"
+    )
     with RemoteStore() as remote, ExitStack() as stack:
         nodes = {}
         for _ in range(2):
@@ -164,6 +166,7 @@ def test_a_node_that_is_killed_with_its_own_disk(
         assert killer.killed, "no node was killed while it was at work"
         assert summary.exit_code == 0, summary
         for row in summary.rows:
+            assert row.parts == [], "parts cannot be adopted from another node's disk"
             assert row.state == "done" and row.collected == f"{remote.url}/{row.id}"
             assert attempts(out, row.id).count("done") == attempts(out, row.id).count("collected") == 1
         assert attempts(out, killer.killed)[:2] == ["begun", "begun"]
