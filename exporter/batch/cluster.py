@@ -101,7 +101,7 @@ class Cluster:
             place, shared = self._check_shared(folder, collection)
             cores = sum(int(node["Resources"].get("CPU", 0)) for node in self._nodes())
             largest = max((int(node["Resources"].get("memory", 0)) for node in self._nodes()), default=0)
-            split = split if shared else "never"  # a cell adopts its parts from the shared folder
+            split = split if shared else "apart"  # a cell adopts its parts from the shared folder
             settle(jobs, split, cores, largest)
             journal = Reader(self.ray, folder) if collection is not None else None
             _Run(self.ray, folder, retries, largest, watcher, ended, place, journal, self._near).work(jobs)

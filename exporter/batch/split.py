@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifact import Artifact
+from exporter.artifact import MANIFEST, Artifact
 from exporter.batch.plan import Job
 from exporter.batch.state import Row
 from exporter.errors import ArtifactError
@@ -68,6 +68,8 @@ def divide(job: Job, made: Plan, work: Path) -> None:
     Args:
         work: The batch's own folder. A part's path has the request's digest: another request never takes it.
     """
+    if (job.output / MANIFEST).is_file():
+        return  # it is made, and only to be collected
     why = kept_whole(made)
     if why is not None:
         job.row.split = f"whole: {why}"
@@ -111,7 +113,8 @@ def settle(jobs: Sequence[Job], mode: str, slots: int | None = None, largest: in
     Args:
         mode: `always`, `auto` or `never`. `auto` splits a cell of two parts of weight where a core would else
             be idle (more of them than cells), or where the cell as a whole fits no node and each of its parts
-            does; and it always goes on with one of which a part is there.
+            does; and it always goes on with one of which a part is there. `apart`: no parts, for some nodes
+            do not see the folder of the batch.
         slots: Cores of the cluster; None without one, where `auto` does not split.
         largest: Bytes of memory of its largest node.
     """
@@ -121,6 +124,8 @@ def settle(jobs: Sequence[Job], mode: str, slots: int | None = None, largest: in
         if not job.parts:
             continue
         why = "split: as the matrix says" if mode == "always" else _worth(job, len(jobs), slots, largest)
+        if mode == "apart":
+            why, job.row.split = None, "whole: not every node sees the folder where parts would lie"
         if mode == "never" or why is None:
             job.parts = []
             continue

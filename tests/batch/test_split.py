@@ -107,6 +107,9 @@ def test_a_cell_in_parts_is_the_same_artifact(tiny: Path, tmp_path: Path, recipe
 
     again = batch.run(matrix(tmp_path, tiny, recipe), many)
     assert again.rows[0].state == "kept" and [part.part for part in again.rows[0].parts] == PARTS
+    far = batch.run(matrix(tmp_path, tiny, recipe), many, collect=(tmp_path / "far").as_uri())
+    assert far.rows[0].collected and far.rows[0].error is None, "made in parts, and collected as a whole"
+    assert Artifact.open(tmp_path / "far" / "t-r").changed_files() == []
     assert all(attempts(many, f"t-r@{part}") == ["begun", "done"] for part in PARTS)
 
 
@@ -135,6 +138,9 @@ def test_the_rule_of_auto() -> None:
     assert settled(cell(big, big)) == "", "without a cluster"
     assert settled(cell(small, small), "always") == "split: as the matrix says"
     assert settled(cell(big, big), "never", slots=2, largest=9) == ""
+    unshared = cell(big, big)
+    settle([unshared], "apart", slots=9, largest=9)
+    assert not unshared.parts and unshared.row.split.startswith("whole: not every node sees")
     begun = cell(small, small)
     begun.parts[0].row.state = "kept"
     assert settled(begun, slots=1, largest=9) == "split: parts of it are there from an earlier run"
