@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import cache
+from exporter.adoption import adopt as take
+from exporter.adoption import check_taken, left, own_files
 from exporter.artifact import (
     MANIFEST,
     Artifact,
@@ -69,6 +71,8 @@ def convert(
     verify_settings: Mapping[str, Any] | None = None,
     use_cache: bool = True,
     recipe: Mapping[str, Any] | None = None,
+    adopt: Sequence[Path] = (),
+    part: bool = False,
 ) -> Conversion:
     """Carry out a plan: export, write the manifest, verify in a fresh process, move into place.
 
@@ -77,31 +81,32 @@ def convert(
         verify_settings: Keyword arguments of `exporter.parity.verify` (k, steps, samples …).
         recipe: Kept in the manifest, so that the artifact can be made again from it.
         use_cache: Take graphs from, and keep them in, the user's cache; the bytes written are the same.
+        adopt: Folders of parts whose components are taken as they are (`exporter.adoption`).
+        part: Make such a part: without scheduler, tokenizers and whatever else belongs to no component.
 
     Raises:
+        PartRefused: A part is damaged, or not what this plan would make.
         DestinationError: The destination exists, cannot be written, or is being written.
         ResourceError: Not enough disk or memory.
         UnsupportedError: Part of the model has no route; finished components are kept for a retry.
     """
-    from exporter.architectures import is_generic
-
     report_progress = progress or NullProgress()
     started = time.monotonic()
     check_destination(plan.output, overwrite=overwrite)
-    plan.check_resources()
+    if not adopt:
+        plan.check_resources()
     with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
-        hashed = plan._hashed or aside(lambda: plan._checkpoint.files)
+        hashed = plan._hashed or aside(lambda: _source_files(plan, part))
+        taken = take(adopt, plan, hashed.result(), staging) if adopt else {}
         chosen = decide(plan, verify_settings or {}, report_progress)
-        resized(plan, chosen).check_resources()
+        left(resized(plan, chosen), taken).check_resources()
         calibration = captured_for(plan, staging.completed, report_progress)
         with cache.off(not use_cache):
-            records, resumed = _export_all(plan, chosen, calibration, staging, report_progress)
+            whole = _complete_groups(plan._components, staging)
+            check_taken(adopt, taken, whole)
+            records, resumed = _export_all(plan, chosen, calibration, staging, whole, report_progress)
         notes = [safety.note for safety in chosen.values() if safety.note is not None]
-        shared = plan._target.finish(plan._checkpoint, plan._components, plan._options, staging.root)
-        if is_generic(plan._checkpoint):
-            from exporter.architectures import generic
-
-            shared = [*shared, generic.write(plan._checkpoint, staging.root)]
+        shared = [] if part else _finish(plan, staging.root)
         manifest = Manifest(
             target=plan.target,
             source=_source_record(plan, hashed, notes, report_progress),
@@ -146,20 +151,20 @@ def _export_all(
     chosen: Mapping[str, Safety],
     calibration: Calibration | None,
     staging: Staging,
+    whole: Mapping[str, ComponentRecord],
     progress: Progress,
 ) -> tuple[list[ComponentRecord], list[str]]:
     """Export what is not complete. A component is hashed and flushed while the next one is being exported;
     also when that one fails: leaving the executor waits."""
     records: list[Future[ComponentRecord]] = []
     resumed = []
-    whole = _complete_groups(plan._components, staging)
     waiting: dict[str, tuple[Component, ExportedComponent, float]] = {}  # for those that go beside it
     digests: dict[Path, Future[str]] = {}  # of all so far: two components may share files
     with ThreadPoolExecutor(1) as second:
         for component in plan._components:
             record = whole.get(component.name)
             if record is not None:
-                progress.start(f"{component.name}: complete from an earlier run")
+                progress.start(f"{component.name}: complete already")
                 progress.done()
                 resumed.append(component.name)
                 records.append(second.submit(lambda record: record, record))
@@ -189,6 +194,18 @@ def _export_all(
         finished = [record.result() for record in records]
         progress.done()
     return finished, resumed
+
+
+def _source_files(plan: Plan, part: bool) -> list[FileRecord]:
+    return own_files(plan._checkpoint, plan._components) if part else plan._checkpoint.files
+
+
+def _finish(plan: Plan, root: Path) -> list[Path]:
+    """What belongs to no single component."""
+    from exporter.architectures import generic, is_generic
+
+    files = plan._target.finish(plan._checkpoint, plan._components, plan._options, root)
+    return [*files, generic.write(plan._checkpoint, root)] if is_generic(plan._checkpoint) else files
 
 
 def _complete_groups(components: Sequence[Component], staging: Staging) -> dict[str, ComponentRecord]:

@@ -16,7 +16,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from exporter.artifact import MANIFEST, ComponentRecord, write_text_atomic
+from exporter.artifact import MANIFEST, Artifact, ComponentRecord, write_text_atomic
 from exporter.errors import DestinationError
 from exporter.hashing import sha256_of
 
@@ -124,6 +124,27 @@ class Staging:
             with (self.root / file.path).open("rb") as handle:
                 os.fsync(handle.fileno())
         write_text_atomic(self.root / COMPLETE / f"{record.name}.json", record.model_dump_json())
+
+    def adopt(self, artifact: Artifact, record: ComponentRecord) -> None:
+        """Take a component of another artifact as if it had been written here; `completed` proves its bytes.
+
+        Its files are linked, where the file system can, else copied.
+
+        Raises:
+            ArtifactError: The record names a path outside of its artifact.
+        """
+        for file in record.files:
+            path = self.root / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # never into what another folder may hold by the same link
+            try:
+                os.link(artifact.path(file.path), path)
+            except FileNotFoundError:
+                continue  # of the part; then it is not complete, which `completed` finds
+            except OSError:
+                shutil.copyfile(artifact.path(file.path), path)
+        if all((self.root / file.path).is_file() for file in record.files):
+            self.mark_complete(record)
 
     def commit(self) -> None:
         """Rename the staging folder to the destination; with `overwrite`, replace what is there."""

@@ -1,4 +1,5 @@
-"""Workers on a Ray cluster that is there already: a task a cell, placed by its estimate of memory.
+"""Workers on a Ray cluster that is there already: a task a cell, or one for each part of it and one that puts
+them together; each placed by its estimate of memory.
 
 What a lost worker leaves on the shared folder, the next one takes up; Ray itself begins a lost task again.
 Progress and the logs of attempts are small files on that folder too: they outlive every node.
@@ -11,12 +12,15 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter.artifact import write_text_atomic
+from exporter.batch.collect import Collection
+from exporter.batch.elsewhere import Place, Reader, asked, look, problem, work_elsewhere
 from exporter.batch.plan import Job
+from exporter.batch.split import Line, settle
 from exporter.batch.watch import Watcher
 from exporter.batch.worker import begun, work
 from exporter.errors import BackendMissing, ExporterError, NetworkError, ResourceError, UsageError
@@ -32,7 +36,6 @@ CLIENT = "ray://"
 SETTINGS = b"\x04"
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 """How HTTP/2, and so gRPC, begins: whoever speaks it answers with settings of its own."""
-PROBE = "shared"
 
 
 class Lost(ExporterError):
@@ -80,24 +83,28 @@ class Cluster:
         retries: int,
         watcher: Watcher,
         ended: Callable[[Job], None],
+        split: str = "never",
+        collection: Collection | None = None,
     ) -> None:
         """Returns when every job is done or has failed. An interrupt cancels the tasks and goes on.
 
         Args:
             folder: For logs and progress; every node has to see it under the same path.
+            split: Which cells are made in parts (`exporter.batch.split.settle`).
+            collection: Where artifacts are collected; then nodes that do not see `folder` use their disks.
         """
         if not jobs:
             return
         self._connect()
         try:
             folder = folder.absolute()
-            self._check_shared(folder)
-            pending = self._submit(jobs, folder, retries, watcher, ended)
-            try:
-                self._follow(pending, folder, watcher, ended)
-            except BaseException:
-                self._cancel(pending, folder)
-                raise
+            place, shared = self._check_shared(folder, collection)
+            cores = sum(int(node["Resources"].get("CPU", 0)) for node in self._nodes())
+            largest = max((int(node["Resources"].get("memory", 0)) for node in self._nodes()), default=0)
+            split = split if shared else "apart"  # a cell adopts its parts from the shared folder
+            settle(jobs, split, cores, largest)
+            journal = Reader(self.ray, folder) if collection is not None else None
+            _Run(self.ray, folder, retries, largest, watcher, ended, place, journal, self._near).work(jobs)
         finally:
             self.ray.shutdown()
 
@@ -113,75 +120,119 @@ class Cluster:
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
-    def _check_shared(self, folder: Path) -> None:
-        """
+    def _check_shared(self, folder: Path, collection: Collection | None) -> tuple[Place, bool]:
+        """What a node is asked, which is done here, and whether all see the folder.
+
         Raises:
-            UsageError: A node does not see the folder.
+            UsageError: A node does not see the folder, and nothing is collected.
+            BackendMissing, NetworkError: A node cannot collect.
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        (folder / PROBE).touch()
-        look = self.ray.remote(num_cpus=0, max_retries=0)(_sees)
-        asked = {}
-        for node in self._nodes():
-            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            reference = look.options(scheduling_strategy=strategy).remote(str(folder / PROBE))
-            asked[reference] = node["NodeManagerHostname"]
-        for reference, host in asked.items():
-            try:
-                sees = self.ray.get(reference)
-            except self.ray.exceptions.RayError:  # it has left meanwhile, or has no exporter
-                sees = None
-            if sees is False:
-                raise UsageError(
-                    f"The node {host} does not see {folder.parent}.",
-                    hint="Choose a folder on storage that every node mounts under the same path, with -o.",
-                )
-
-    def _submit(
-        self,
-        jobs: Sequence[Job],
-        folder: Path,
-        retries: int,
-        watcher: Watcher,
-        ended: Callable[[Job], None],
-    ) -> dict[Any, _Pending]:
-        largest = max((int(node["Resources"].get("memory", 0)) for node in self._nodes()), default=0)
-        task = self.ray.remote(max_calls=1)(_task)  # a process a cell here, too
-        pending = {}
-        for job in sorted(jobs, key=lambda job: -job.row.memory):
-            if job.row.memory > largest:
-                job.row.fail(
-                    ResourceError(
-                        f"Not enough memory: this cell takes about {human(job.row.memory)}, and the largest "
-                        f"node gives Ray {human(largest)}.",
-                        hint="Start a node with more: `ray start --memory BYTES`.",
+        ask = self.ray.remote(num_cpus=0, max_retries=0)(look)
+        shared = True
+        with asked(folder, collection) as place:
+            answers = {}
+            for node in self._nodes():
+                if not node["Resources"].get("CPU"):
+                    continue  # it takes no cells
+                strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                answers[ask.options(scheduling_strategy=strategy).remote(place)] = node["NodeManagerHostname"]
+            for reference, host in answers.items():
+                try:
+                    found = self.ray.get(reference)
+                except self.ray.exceptions.RayError:  # it has left meanwhile, or has no exporter
+                    continue
+                if found["problem"] is not None:
+                    raise problem(host, found["problem"])
+                shared = shared and found["sees"]
+                if not shared and collection is None:
+                    raise UsageError(
+                        f"The node {host} does not see {folder.parent}.",
+                        hint="Choose a folder on storage that every node mounts under the same path, with "
+                        "-o; or give a URL with --collect.",
                     )
-                )
-                watcher.ended(job.row)
-                ended(job)
-                continue
-            request = job.request(folder / f"{job.row.id}.attempts")
-            request["output"] = str(job.output.absolute())
-            placed = task.options(num_cpus=1, memory=job.row.memory, max_retries=retries, name=job.row.id)
-            seen = begun(folder / f"{job.row.id}.attempts")
-            pending[placed.remote(request, str(_status(folder, job)))] = _Pending(job, seen)
-        return pending
+        return place, shared
 
-    def _follow(
-        self, pending: dict[Any, _Pending], folder: Path, watcher: Watcher, ended: Callable[[Job], None]
-    ) -> None:
-        while pending:
-            done, _ = self.ray.wait(list(pending), num_returns=1, timeout=POLL)
-            for one in pending.values():
-                _look(one, folder, watcher)
+    def _near(self, job: Job) -> Any:
+        """Where its artifact lies already, if that node is there: only its collection is left to do."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        for node in self._nodes():
+            if job.near and job.near.endswith(f"/{node['NodeID'][:8]}"):
+                return NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+        return "DEFAULT"
+
+
+@dataclass
+class _Run:
+    """One batch on a cluster that is connected."""
+
+    ray: Any
+    folder: Path
+    retries: int
+    largest: int
+    watcher: Watcher
+    ended: Callable[[Job], None]
+    place: Place
+    journal: Reader | None
+    near: Callable[[Job], Any]
+    _pending: dict[Any, _Pending] = field(default_factory=dict)
+
+    def work(self, jobs: Sequence[Job]) -> None:
+        self._task = self.ray.remote(max_calls=1)(_task)  # a process a job here, too
+        self._line = Line(jobs)
+        try:
+            for job in sorted(self._line.first(), key=lambda job: -job.row.memory):
+                self._begin(job)
+            self._follow()
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _begin(self, job: Job) -> None:
+        if job.row.memory > self.largest:
+            what = "this part" if job.whole is not None else "this cell"
+            job.row.fail(
+                ResourceError(
+                    f"Not enough memory: {what} takes about {human(job.row.memory)}, and the largest "
+                    f"node gives Ray {human(self.largest)}.",
+                    hint="Start a node with more: `ray start --memory BYTES`.",
+                )
+            )
+            self._told(job)
+            return
+        attempts = self.folder / f"{job.row.id}.attempts"
+        request = {**job.request(attempts), "output": str(job.output.absolute())}
+        needs = {"num_cpus": 1, "memory": job.row.memory, "scheduling_strategy": self.near(job)}
+        placed = self._task.options(**needs, max_retries=self.retries, name=job.row.id)
+        journal = self.journal.actor if self.journal else None
+        reference = placed.remote(request, str(_status(self.folder, job)), self.place, journal)
+        self._pending[reference] = _Pending(job, begun(attempts))
+
+    def _told(self, job: Job) -> None:
+        """A job has ended: say so, and begin what waited for it."""
+        self.watcher.ended(job.row)
+        self.ended(job)
+        for other in self._line.after(job):
+            if other.row.error is not None:
+                self._told(other)
+            else:
+                self._begin(other)
+
+    def _follow(self) -> None:
+        while self._pending:
+            done, _ = self.ray.wait(list(self._pending), num_returns=1, timeout=POLL)
+            if self.journal:
+                self.journal.copy()
+            for one in self._pending.values():
+                _look(one, self.folder, self.watcher)
             for reference in done:
-                job = pending.pop(reference).job
+                job = self._pending.pop(reference).job
                 self._take(reference, job)
-                job.row.attempts = begun(folder / f"{job.row.id}.attempts")
-                _status(folder, job).unlink(missing_ok=True)
-                watcher.ended(job.row)
-                ended(job)
+                job.row.attempts = begun(self.folder / f"{job.row.id}.attempts")
+                _status(self.folder, job).unlink(missing_ok=True)
+                self._told(job)
 
     def _take(self, reference: Any, job: Job) -> None:
         errors = self.ray.exceptions
@@ -205,16 +256,16 @@ class Cluster:
                 )
             )
 
-    def _cancel(self, pending: dict[Any, _Pending], folder: Path) -> None:
+    def _cancel(self) -> None:
         """Tasks are interrupted, so that they leave their staging in order; then cut off."""
         with suppress(Exception):
-            for reference in pending:
+            for reference in self._pending:
                 self.ray.cancel(reference, force=False)
-            self.ray.wait(list(pending), num_returns=len(pending), timeout=GRACE)
-        for one in pending.values():
+            self.ray.wait(list(self._pending), num_returns=len(self._pending), timeout=GRACE)
+        for one in self._pending.values():
             one.job.row.state = "waiting"
-            one.job.row.attempts = begun(folder / f"{one.job.row.id}.attempts")
-            _status(folder, one.job).unlink(missing_ok=True)
+            one.job.row.attempts = begun(self.folder / f"{one.job.row.id}.attempts")
+            _status(self.folder, one.job).unlink(missing_ok=True)
 
 
 HINT = "Start one with `ray start --head`, and give its address as --ray HOST:PORT."
@@ -271,11 +322,7 @@ class _FileProgress(NullProgress):
                 write_text_atomic(self._path, f"{self._host}: {label}")
 
 
-def _sees(probe: str) -> bool:
-    return Path(probe).is_file()
-
-
-def _task(request: dict[str, Any], status: str) -> dict[str, Any]:
+def _task(request: dict[str, Any], status: str, place: Place, journal: Any) -> dict[str, Any]:
     """On a node. Paths of models that are not absolute are meant from where the command was given."""
     import ray
 
@@ -283,4 +330,6 @@ def _task(request: dict[str, Any], status: str) -> dict[str, Any]:
         os.chdir(request["cwd"])
     node = ray.get_runtime_context().get_node_id()[:8]
     where = f"{socket.gethostname()}/{node}"
+    if journal is not None and not place.seen():
+        return {**work_elsewhere(work, request, journal, where), "where": where}
     return {**work(request, _FileProgress(Path(status), where)), "where": where}

@@ -22,6 +22,7 @@ from typing import IO, Any
 import psutil
 
 from exporter.batch.plan import Job
+from exporter.batch.split import Line
 from exporter.batch.watch import Watcher
 from exporter.batch.worker import begun
 from exporter.errors import InputError, ResourceError
@@ -82,10 +83,14 @@ class Pool:
     _running: dict[int, _Running] = field(default_factory=dict)
     _events: queue.Queue[tuple[int, dict[str, Any] | None]] = field(default_factory=queue.Queue)
     _lost: dict[str, int] = field(default_factory=dict)
+    _line: Line = field(default_factory=lambda: Line(()))
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Returns when every job is done or has failed. An interrupt stops the workers and goes on."""
-        waiting = sorted(jobs, key=lambda job: -job.row.memory)  # the large ones fit only while little runs
+        self._line = Line(jobs)
+        waiting = sorted(
+            self._line.first(), key=lambda job: -job.row.memory
+        )  # large ones fit while little runs
         try:
             while waiting or self._running:
                 self._launch(waiting)
@@ -106,7 +111,7 @@ class Pool:
                 self._begin(job)
             elif not self._running:  # nothing of ours will become free
                 waiting.remove(job)
-                self._refuse(job)
+                self._refuse(job, waiting)
 
     def _free(self) -> int:
         """Bytes that are free and not yet promised to a worker that has still to take them."""
@@ -116,7 +121,7 @@ class Pool:
             free = min(free, self.memory - sum(one.job.row.memory for one in self._running.values()))
         return free
 
-    def _refuse(self, job: Job) -> None:
+    def _refuse(self, job: Job, waiting: list[Job]) -> None:
         job.row.fail(
             ResourceError(
                 f"Not enough memory: this cell takes about {human(job.row.memory)}, and "
@@ -124,8 +129,17 @@ class Pool:
                 hint="Close other programs, raise --memory, or run it on a larger machine.",
             )
         )
+        self._told(job, waiting)
+
+    def _told(self, job: Job, waiting: list[Job]) -> None:
+        """A job has ended: say so, and see what can be begun now."""
         self.watcher.ended(job.row)
         self.ended(job)
+        for other in self._line.after(job):
+            if other.row.error is not None:
+                self._told(other, waiting)
+            else:
+                waiting.insert(0, other)  # it has waited longest
 
     def _begin(self, job: Job) -> None:
         log = (self.folder / f"{job.row.id}.log").open("a", encoding="utf-8")
@@ -191,8 +205,7 @@ class Pool:
             killed = status == -signal.SIGKILL
             hint = "Something killed it, perhaps for want of memory: give fewer --jobs." if killed else None
             row.fail(ResourceError(message, hint=hint) if killed else InputError(message, hint=hint))
-        self.watcher.ended(row)
-        self.ended(job)
+        self._told(job, waiting)
 
     def _stop(self) -> None:
         """Workers that still run are interrupted, so that they leave their staging in order."""

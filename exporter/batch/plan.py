@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter import recipes
-from exporter.artifact import Artifact
+from exporter.artifact import Artifact, Manifest
+from exporter.batch.collect import Collection, arrived_whole
 from exporter.batch.schema import MatrixFile, override
 from exporter.batch.state import Row
 from exporter.errors import ArtifactError, ExporterError, ResourceError
@@ -21,6 +22,8 @@ from exporter.recipes.running import PYTORCH, recorded_recipe
 VERIFIER = 700_000_000
 """Bytes for the verifier's process, which runs beside what the export has left: PyTorch, a runtime, and
 small models. The plan's own estimate is the export's."""
+LIBRARIES = 700_000_000
+"""Bytes for a process that exports nothing: PyTorch, and the small files of an artifact."""
 
 
 @dataclass
@@ -31,11 +34,23 @@ class Job:
         row: What became of it; what `batch.json` keeps.
         cell: The conversion.
         output: Its folder.
+        parts: What is to be made before it, each by itself (`exporter.batch.split`).
+        whole: Of a part: its cell's job.
+        judging: Bytes that everything but the export takes on a node: the libraries and, where it is judged,
+            the verifier with the weights of all components, which are open at once to paint.
+        collect / keep: The URL it is collected at; whether it stays here then.
+        near: The node that has its artifact, which was not collected.
     """
 
     row: Row
     cell: Cell
     output: Path
+    parts: list[Job] = field(default_factory=list, repr=False, compare=False)
+    whole: Job | None = field(default=None, repr=False, compare=False)
+    judging: int = 0
+    collect: str | None = None
+    keep: bool = True
+    near: str | None = None
 
     def request(self, attempts: Path) -> dict[str, Any]:
         """What a worker is told, as JSON values."""
@@ -45,6 +60,10 @@ class Job:
             "output": str(self.output),
             "attempts": str(attempts),
             "cwd": str(Path.cwd()),
+            "part": self.whole is not None,
+            "adopt": [str(part.output) for part in self.parts],
+            "collect": self.collect,
+            "keep": self.keep,
         }
 
     def take(self, result: dict[str, Any]) -> None:
@@ -140,13 +159,19 @@ class Planned:
 
 
 def plan(
-    found: Iterable[Job], progress: Progress | None = None, before: Mapping[str, Row] | None = None
+    found: Iterable[Job],
+    progress: Progress | None = None,
+    before: Mapping[str, Row] | None = None,
+    divide: Callable[[Job, Plan], None] | None = None,
+    collection: Collection | None = None,
 ) -> Planned:
     """Open every model and check every request; nothing is written. A cell that cannot be has its reason,
     and does not keep the others from being planned. What does not fit the disk any more is refused too.
 
     Args:
         before: Rows of an earlier run, by id.
+        divide: Is shown every cell that is to be done, to give it parts.
+        collection: Where artifacts are collected; what stands there whole is kept, too.
     """
     planned = Planned()
     report = progress or NullProgress()
@@ -157,21 +182,26 @@ def plan(
             made = recipes.plan(job.cell, Prefixed(report, job.row.id))
             job.row.memory = made.memory + (VERIFIER if made.verify else 0)
             job.row.disk = made.disk
+            job.judging = LIBRARIES + (VERIFIER + made.disk if made.verify else 0)
             old = (before or {}).get(job.row.id)
-            if finished(made, job.cell, job.output, known=old.digest if old else None):
-                describe(job.row, job.output)
+            if complete(job, made, collection, old.digest if old else None):
                 job.row.state, job.row.digest = "kept", made.digest
                 planned.kept.append(job)
                 continue
             free = free_disk(job.output) if free is None else free
             need = int(made.disk * DISK_MARGIN)
+            if collection is not None and collection.elsewhere:
+                need = 0  # the disk it is made on is asked by its worker
             if need > free:
                 raise ResourceError(
                     f"Not enough disk: this cell takes {human(made.disk)}, and the cells before it leave "
                     f"{human(free)}.",
                     hint="Free some space, or choose another disk with -o.",
                 )
-            free -= need
+            if collection is None or collection.keep:
+                free -= need
+            if divide is not None:
+                divide(job, made)
             planned.waiting.append(job)
         except ExporterError as error:
             job.row.fail(error)
@@ -179,6 +209,20 @@ def plan(
         finally:
             report.done()
     return planned
+
+
+def complete(job: Job, made: Plan, collection: Collection | None, known: str | None) -> bool:
+    """Whether nothing is left to do for a cell; its row is then filled in.
+
+    Raises:
+        ArtifactError: Another artifact stands in its place.
+    """
+    if collection is not None:
+        return arrived_whole(job.row, made, job.cell, job.output, collection, known=known)
+    if not finished(made, job.cell, job.output, known=known):
+        return False
+    describe(job.row, job.output)
+    return True
 
 
 def finished(made: Plan, cell: Cell, output: Path, *, known: str | None = None) -> bool:
@@ -198,10 +242,16 @@ def finished(made: Plan, cell: Cell, output: Path, *, known: str | None = None) 
         artifact = Artifact.open(output)
     except ArtifactError as error:
         raise ArtifactError(f"{output.name} stands in the way: {error.message}", hint=hint) from error
-    manifest = artifact.manifest
     changed = artifact.other_sizes()
     if changed:
         raise ArtifactError(f"{output.name} is not whole: {changed[0]} is missing or changed.", hint=hint)
+    if other := otherwise(made, cell, artifact.manifest, known=known):
+        raise ArtifactError(f"{output.name} was made otherwise (other {', '.join(other)}).", hint=hint)
+    return True
+
+
+def otherwise(made: Plan, cell: Cell, manifest: Manifest, *, known: str | None = None) -> list[str]:
+    """In what an artifact is not what `made` asks for; `known` as of `finished`."""
     same = {
         "recipe": manifest.recipe == recorded_recipe(cell),
         "options": manifest.options == made.options,
@@ -210,15 +260,17 @@ def finished(made: Plan, cell: Cell, output: Path, *, known: str | None = None) 
     }
     other = [name for name, equal in same.items() if not equal]
     if not other and made.digest != known and manifest.source.files != made._checkpoint.files:
-        other = ["source files"]
-    if other:
-        raise ArtifactError(f"{output.name} was made otherwise (other {', '.join(other)}).", hint=hint)
-    return True
+        return ["source files"]
+    return other
 
 
 def describe(row: Row, output: Path) -> None:
     """Fill in what a complete artifact's manifest says."""
-    manifest = Artifact.open(output).manifest
+    tell(row, Artifact.open(output).manifest, output.name)
+
+
+def tell(row: Row, manifest: Manifest, name: str) -> None:
+    """The same, of a manifest; `name` is the folder's."""
     row.bytes = sum(file.bytes for file in manifest.all_files())
     verification = manifest.verification
     if verification is None:
@@ -227,4 +279,4 @@ def describe(row: Row, output: Path) -> None:
             row.verdict, row.summary = "INCONCLUSIVE", "the verifier left no verdict"
         return
     row.verdict, row.summary = verification.verdict, verification.summary
-    row.report = f"{output.name}/{verification.report}" if verification.report else None
+    row.report = f"{name}/{verification.report}" if verification.report else None

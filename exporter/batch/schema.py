@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from exporter.batch.store import refusal
 from exporter.recipes.model import Section
 from exporter.recipes.reading import RecipeError, explained, line_of, load, read_text
 from exporter.recipes.shelf import BATCHES, folders
@@ -62,6 +63,10 @@ class Matrix(Section):
         models / recipes: A text each, or a mapping with what differs.
         set: Keys of all recipes that differ here; those of a recipe, and then of a model, go before them.
         skip: Combinations that are left out.
+        collect: fsspec URL to which every finished artifact is sent, as `--collect`.
+        keep: Whether an artifact stays on this disk when it is collected.
+        split: Cells in parts, one for each folder of the model: `always` where that is the same, `never`, or
+            `auto` where it helps on a cluster (exporter/batch/README.md has the rule).
     """
 
     name: str = Field(pattern=NAME)
@@ -70,6 +75,9 @@ class Matrix(Section):
     recipes: list[Use] = Field(min_length=1, max_length=MAX_ENTRIES)
     set: dict[str, Any] = Field(default_factory=dict)
     skip: list[Skip] = Field(default_factory=list)
+    collect: str | None = None
+    keep: bool = True
+    split: Literal["auto", "never", "always"] = "auto"
 
     @field_validator("models", mode="before")
     @classmethod
@@ -80,6 +88,14 @@ class Matrix(Section):
     @classmethod
     def _texts_are_recipes(cls, value: Any) -> Any:
         return _mappings(value, "recipe")
+
+    @field_validator("collect")
+    @classmethod
+    def _a_url_without_secrets(cls, value: str | None) -> str | None:
+        problem = refusal(value) if value is not None else None
+        if problem is not None:
+            raise ValueError(problem)
+        return value
 
 
 def _mappings(value: Any, key: str) -> Any:

@@ -12,7 +12,7 @@ from exporter.artifact import now, write_text_atomic
 from exporter.errors import ArtifactError, ExporterError
 
 STATE = "batch.json"
-State = Literal["waiting", "running", "done", "kept", "failed"]
+State = Literal["waiting", "running", "done", "kept", "failed", "uncollected"]
 WORST_FIRST = (1, 3, 2, 4, 6, 7, 5)
 """Exit codes from the worst to the mildest. FAIL is first: something wrong stands on the disk. Then what
 could not be made, by how much is to be mended: a broken input or a bug, a wrong request, something missing,
@@ -36,7 +36,7 @@ class Row(BaseModel):
     Attributes:
         id: Its name, and its folder's in the output folder.
         model / recipe / label: What it is made of; `label` are the values of the recipe's own axes.
-        state: `kept` is complete from an earlier run.
+        state: `kept` is complete from an earlier run; `uncollected` is made, judged, and not at the URL.
         verdict / summary: As in the artifact's manifest; None when verification was off or it got not so far.
         bytes: Of the artifact.
         seconds: Wall time of the attempt that finished it.
@@ -46,6 +46,10 @@ class Row(BaseModel):
         digest: Identity of the finished request (`Plan.digest`). While it is the same, the source need not be
             hashed to see whether the cell is complete.
         where: The node that finished it, on a cluster.
+        collected: URL of the artifact's folder, once it is whole there.
+        part: Of a part of a cell: which (`exporter.batch.split`). Its id is `<cell>@<part>`.
+        split: Whether the cell is made in parts, and why; empty where that was never asked for.
+        parts: Of a cell that is: theirs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,13 +71,16 @@ class Row(BaseModel):
     digest: str | None = None
     where: str | None = None
     error: Failure | None = None
+    collected: str | None = None
+    part: str | None = None
+    split: str = ""
+    parts: list[Row] = Field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
         """Of this cell alone. One that has not run has none yet (0)."""
-        if self.error is not None:
-            return self.error.exit_code
-        return {"FAIL": 1, "INCONCLUSIVE": 5}.get(self.verdict or "", 0)
+        judged = {"FAIL": 1, "INCONCLUSIVE": 5}.get(self.verdict or "", 0)
+        return worst([self.error.exit_code, judged]) if self.error is not None else judged
 
     def fail(self, error: ExporterError) -> None:
         """It cannot be, or was stopped."""

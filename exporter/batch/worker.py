@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
@@ -24,12 +25,16 @@ from exporter.artifact import now
 from exporter.errors import DestinationError, ExporterError
 from exporter.progress import Progress
 
+if TYPE_CHECKING:
+    from exporter.planning import Plan
+    from exporter.recipes import Cell
+
 PATIENCE = 120.0
 """Seconds to wait for the lock of a worker that was given up."""
 
 
 def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Convert and judge one cell.
+    """Convert and judge one cell, or convert one part of one.
 
     Args:
         request: As `Job.request` made it.
@@ -37,7 +42,9 @@ def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     Returns:
         The row's fields that are known now, as JSON values.
     """
-    from exporter.batch.plan import describe, finished
+    from exporter.adoption import PartRefused
+    from exporter.batch.collect import collected, hand_over
+    from exporter.batch.plan import describe
     from exporter.batch.state import Row
     from exporter.conversion import convert
     from exporter.recipes import Cell, Recipe, plan
@@ -47,18 +54,24 @@ def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     assert recipe.target is not None
     output = Path(request["output"])
     row = Row(id=request["id"], model="", recipe="", target=recipe.target, where=socket.gethostname())
-    began = time.monotonic()
+    began, url = time.monotonic(), request.get("collect")
     note(request, "begun")
     try:
         cell = Cell(row.id, {}, recipe, output)
         made = plan(cell, progress)
         settings, recorded = recipe.verify.settings(), recorded_recipe(cell)
+        adopt, part = [Path(each) for each in request["adopt"]], bool(request["part"])
         while True:
-            if finished(made, cell, output):
+            if (url and collected(row, request, made, cell)) or _there(request, made, cell, output):
                 row.state = "kept"
                 break
             try:
-                convert(made, progress=progress, verify_settings=settings, recipe=recorded)
+                convert(
+                    made, progress=progress, verify_settings=settings, recipe=recorded, adopt=adopt, part=part
+                )
+            except PartRefused as error:
+                shutil.rmtree(error.part, ignore_errors=True)  # the next run makes it anew
+                raise
             except DestinationError as error:
                 # A worker that was given up may live on for a while; its lock goes with it.
                 if not isinstance(error.__cause__, Timeout) or time.monotonic() - began > PATIENCE:
@@ -68,14 +81,42 @@ def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 continue
             row.state = "done"
             break
-        describe(row, output)
+        if not row.collected:
+            describe(row, output)
         row.digest = made.digest
     except Exception as error:
         row.fail(_explained(error))
     row.seconds = round(time.monotonic() - began, 3)
     note(request, row.state)
-    known = ("state", "verdict", "summary", "bytes", "seconds", "report", "digest", "where", "error")
+    if row.error is None and url and not row.collected:
+        hand_over(row, request, progress)
+        note(request, "collected" if row.collected else "uncollected")
+    known = (
+        "collected",
+        "state",
+        "verdict",
+        "summary",
+        "bytes",
+        "seconds",
+        "report",
+        "digest",
+        "where",
+        "error",
+    )
     return {name: value for name, value in row.model_dump(mode="json").items() if name in known}
+
+
+def _there(request: dict[str, Any], made: Plan, cell: Cell, output: Path) -> bool:
+    """Whether an earlier worker has finished it. A part that is not whole is ours to delete."""
+    from exporter.batch.plan import finished
+    from exporter.batch.split import stands
+
+    if not request["part"]:
+        return finished(made, cell, output)
+    if stands(output):
+        return True
+    shutil.rmtree(output, ignore_errors=True)
+    return False
 
 
 def note(request: dict[str, Any], what: str) -> None:

@@ -229,8 +229,12 @@ class Checkpoint:
     @cached_property
     def files(self) -> list[FileRecord]:
         """Every file of the components in use, with size and sha256 (read once)."""
+        return self.files_of(self.component_classes)
+
+    def files_of(self, folders: Iterable[str]) -> list[FileRecord]:
+        """As `files`, of some of the folders; each call reads them."""
         found = [self.root / "model_index.json"]
-        for folder in sorted(self.component_classes):
+        for folder in sorted(folders):
             base = self.root / folder
             if base.is_dir():
                 weights = self.weight_files(folder) if (base / "config.json").is_file() else []

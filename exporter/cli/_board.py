@@ -36,10 +36,14 @@ def board(stream: TextIO, *, silent: bool) -> Board:
 
 
 def outcome(row: Row) -> str:
-    """`PASS in 12.3 s`, `complete from an earlier run: PASS`, `stopped: …`."""
+    """`PASS in 12.3 s`, `complete from an earlier run: PASS`, `stopped: …`; of a part `made in 12.3 s`."""
+    verdict = row.verdict or "not verified"
+    if row.state == "uncollected" and row.error is not None:
+        return f"{verdict}, but n{row.error.message[1:]}"
     if row.error is not None:
         return f"stopped: {row.error.message}"
-    verdict = row.verdict or "not verified"
+    if row.part is not None:
+        return f"made in {seconds_text(row.seconds)}"
     if row.state == "kept":
         return f"complete from an earlier run: {verdict}"
     return f"{verdict} in {seconds_text(row.seconds)}"

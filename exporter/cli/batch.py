@@ -29,6 +29,10 @@ if TYPE_CHECKING:
         ("The example on the shelf", "exporter batch embedded -o embedded-batch"),
         ("Four at once, in 32 GB", "exporter batch matrix.yaml -o nightly --jobs 4 --memory 32GB"),
         ("On a Ray cluster", "exporter batch matrix.yaml -o /shared/nightly --ray 10.0.0.1:6379"),
+        (
+            "On one without shared storage: every artifact goes to a bucket",
+            "exporter batch matrix.yaml -o /scratch/nightly --ray auto --collect s3://models/nightly",
+        ),
     ),
 )
 @click.argument("matrix", metavar="MATRIX")
@@ -49,7 +53,17 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--ray", metavar="ADDRESS",
-    help="Work on this Ray cluster (HOST:PORT or `auto`); DIR must be a folder that every node sees.",
+    help="Work on this Ray cluster (HOST:PORT or `auto`); DIR must be a folder that every node sees, but for "
+    "--collect.",
+)  # fmt: skip
+@click.option(
+    "--collect", metavar="URL",
+    help="Send every finished artifact to URL/<cell> (s3://, gs://, sftp://, file://, … by fsspec), and "
+    "prove by its hashes that it is there.",
+)  # fmt: skip
+@click.option(
+    "--keep/--no-keep", default=None,
+    help="Whether an artifact stays in DIR when it is collected.  [default: it stays]",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what every cell would take, and do nothing.")
 @click.pass_obj
@@ -62,6 +76,8 @@ def command(
     memory: int | None,
     retries: int,
     ray: str | None,
+    collect: str | None,
+    keep: bool | None,
     dry_run: bool,
 ) -> int:
     """Convert many models with many recipes, and judge every artifact.
@@ -74,14 +90,14 @@ def command(
 
     if dry_run:
         with output.progress() as progress:
-            summary = batch.check(matrix, folder, progress)
+            summary = batch.check(matrix, folder, progress, ray=ray, collect=collect, keep=keep)
     else:
         silent = output.quiet or (output.json and not output.stderr.isatty())
         watcher = board(output.stderr, silent=silent)
         with Interruptible(watcher) as progress:
             summary = batch.run(
-                matrix, folder, slots=slots, memory=memory, retries=retries, ray=ray, progress=progress,
-                watcher=watcher,
+                matrix, folder, slots=slots, memory=memory, retries=retries, ray=ray, collect=collect,
+                keep=keep, progress=progress, watcher=watcher,
             )  # fmt: skip
     page = None if dry_run else folder / "index.html"
     output.result(
@@ -107,7 +123,11 @@ def _show(console: Console, summary: Summary, page: Path | None) -> None:
         for row in summary.rows
     ]
     console.print(table(("cell", "target", "verdict", "size>", "memory>", "time>"), rows))
+    if collected := [row.collected.rpartition("/")[0] for row in summary.rows if row.collected]:
+        console.print(f"collected at {collected[0]}: {len(collected)} of {len(rows)}", soft_wrap=True)
     for row in summary.rows:
+        if row.split:
+            console.print(f"{row.id}: {row.split}", soft_wrap=True)
         if row.exit_code:
             console.print(f"{row.id}: {row.error.message if row.error else row.summary}", soft_wrap=True)
             if row.error and row.error.hint:

@@ -226,6 +226,8 @@ class Target(ABC):
         options_type: Its options.
         executable: Its files are programs: `open` runs what their author wrote. Such a target calls
             `exporter.trust.require` before it reads anything else.
+        apart: A component that is exported in a process of its own is the same bytes as one that is exported
+            after others: then `exporter batch` may share the components of an artifact among machines.
     """
 
     name: ClassVar[str]
@@ -234,6 +236,7 @@ class Target(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     options_type: ClassVar[type[Options]] = Options
     executable: ClassVar[bool] = False
+    apart: ClassVar[bool] = False
 
     @property
     def package(self) -> str:

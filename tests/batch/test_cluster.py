@@ -14,7 +14,7 @@ import pytest
 
 from exporter import batch
 from exporter.artifact import Artifact
-from exporter.batch import Row
+from exporter.batch import Row, split
 from exporter.errors import NetworkError
 from tests.batch.matrices import SIZES, attempts, write
 from tests.cli.runner import invoke
@@ -90,6 +90,41 @@ def test_a_node_that_is_killed_loses_nothing_and_nothing_is_done_twice(
     finally:
         for left in killer.nodes.values():
             cluster.remove_node(left)
+
+
+@pytest.mark.full
+def test_a_node_that_is_killed_while_it_makes_parts(
+    cluster: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "WEIGHT", 1)  # so that `auto` thinks the tiny model worth it
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nmodel: builtin:shapes\ntarget: onnx\nverify: {steps: 2, samples: 1}\n"
+    )
+    matrix, out = tmp_path / "m.yaml", tmp_path / "out"
+    matrix.write_text(f"name: m\nmodels:\n  - {{model: {tiny}, name: t}}\nrecipes: [r.yaml]\n")
+    nodes = [node(cluster), node(cluster)]
+    killer = Killer(cluster, nodes)
+    try:
+        summary = batch.run(matrix, out, ray=cluster.address, watcher=killer)
+    finally:
+        for left in killer.nodes.values():
+            cluster.remove_node(left)
+    (row,) = summary.rows
+    assert row.verdict == "PASS" and summary.exit_code == 0, row
+    assert row.split == "split: 2 cores for 1 cell"
+    parts = {part.id: part for part in row.parts}
+    assert list(parts) == ["t-r@text_encoder", "t-r@unet", "t-r@vae"]
+    assert killer.killed in parts and killer.again_seen == [killer.killed]
+    for name, part in parts.items():
+        noted = attempts(out, name)
+        assert noted.count("done") == 1 and part.attempts == noted.count("begun") == 1 + (
+            name == killer.killed
+        )
+    assert attempts(out, "t-r") == ["begun", "done"], "the cell's own task came after all parts"
+    assert {part.where.split("/")[-1] for part in parts.values() if part.where} & set(killer.nodes)
+    assert Artifact.open(out / "t-r").verified(rehash=True) == "PASS"
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [".batch"]
+    assert not (out / ".batch" / "parts").exists()
 
 
 def test_a_cell_that_fits_no_node_is_refused_before_work(cluster: Any, tiny: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ UNET: dict[str, list[Any]] = {
     "attention: flash": [FP16, {"attention-backend": {"backend": "flash"}}],
     "attention: cudnn": [FP16, {"attention-backend": {"backend": "cudnn"}}],
     "attention: math": [FP16, {"attention-backend": {"backend": "math"}}],
+    "xformers": [FP16, "xformers"],
     "fused-qkv": [FP16, "fused-qkv"],
     "token-merging 0.5": [FP16, "token-merging"],
     "deep-cache 3": [FP16, "deep-cache"],
@@ -81,6 +82,8 @@ UNET: dict[str, list[Any]] = {
     "layerwise-casting": [FP16, "layerwise-casting"],
     "model-offload": [FP16, "model-offload"],
     "group-offload": [FP16, "group-offload"],
+    "sequential-offload": [FP16, "sequential-offload"],
+    "device-map": [FP16, "device-map"],
 }  # fmt: skip
 FLUX: dict[str, list[Any]] = {
     "bfloat16": [BF16],

@@ -47,7 +47,15 @@ from tests.benchmarks.kernels import profiled
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 PEAK = 790e12
-IN_LOOP = {"deep-cache", "t-gate", "trace", "group-offload", "model-offload"}
+IN_LOOP = {
+    "deep-cache",
+    "t-gate",
+    "trace",
+    "group-offload",
+    "model-offload",
+    "sequential-offload",
+    "device-map",
+}
 """Techniques that count on the loop around the denoiser, or keep no module to call."""
 STEPS = {"sd15": 20, "sdxl": 10, "flux": 8}
 
@@ -279,7 +287,7 @@ def only_alone(pipeline: Any, family: str, given: list[Any], truth: torch.Tensor
         found = call().double()
         lines = [f"{1000 * median:10.3f}{first:9.1f}{float((found - truth).norm() / truth.norm()):10.1e}"]
         if profile:
-            lines += profiled(lambda: [call() for _ in range(10)]).rows(10)
+            lines += profiled(lambda: [call() for _ in range(10)], longest=20).rows(10)
         return lines
 
 

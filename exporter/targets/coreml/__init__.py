@@ -29,6 +29,7 @@ class CoremlTarget(Target):
     extra: ClassVar[str] = "coreml"
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
     options_type: ClassVar[type[Options]] = CoremlOptions
+    apart: ClassVar[bool] = True
 
     def shipped(self, component: Component) -> Component:
         from exporter.targets.coreml.layout import as_apple

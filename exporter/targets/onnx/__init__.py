@@ -45,6 +45,7 @@ class OnnxTarget(Target):
     extra: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     options_type: ClassVar[type[Options]] = OnnxOptions
+    apart: ClassVar[bool] = True
 
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.onnx.export import estimate

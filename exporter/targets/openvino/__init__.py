@@ -51,6 +51,7 @@ class OpenVinoTarget(Target):
     extra: ClassVar[str] = "openvino"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "openvino_tokenizers", "onnx", "onnxscript")
     options_type: ClassVar[type[Options]] = OpenVinoOptions
+    apart: ClassVar[bool] = True
 
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.openvino.export import estimate

@@ -29,6 +29,7 @@ class Pt2Target(Target):
     extra: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("torch",)
     options_type: ClassVar[type[Options]] = Pt2Options
+    apart: ClassVar[bool] = True
     executable: ClassVar[bool] = True
 
     def estimate(self, component: Component, options: Options) -> Estimate:

@@ -35,6 +35,7 @@ class SafetensorsTarget(Target):
     extra: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("safetensors", "diffusers", "transformers")
     options_type: ClassVar[type[Options]] = SafetensorsOptions
+    apart: ClassVar[bool] = True
 
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.safetensors.export import estimate

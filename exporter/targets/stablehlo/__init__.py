@@ -29,6 +29,7 @@ class StableHloTarget(Target):
     extra: ClassVar[str] = "jax"
     packages: ClassVar[tuple[str, ...]] = ("jax", "flatbuffers")
     options_type: ClassVar[type[Options]] = StableHloOptions
+    apart: ClassVar[bool] = True
 
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.stablehlo.export import estimate
