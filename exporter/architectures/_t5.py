@@ -1,4 +1,4 @@
-"""T5 text encoders, shared by the families that read prompts with one (SD3, FLUX, PixArt, LTX-Video)."""
+"""T5 text encoders, shared by the families that read prompts with one (SD3, FLUX, PixArt, LTX-Video …)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def t5_text_encoder(checkpoint: Checkpoint, folder: str, native: Size, *, mask: 
 
     Args:
         native: Its `sequence` is the number of tokens that the pipeline pads prompts to.
-        mask: The pipeline says which tokens are padding (`attention_mask`, int64, 1 = a token): PixArt does;
-            SD3, FLUX and LTX-Video let the padding be read.
+        mask: The pipeline says which tokens are padding (`attention_mask`, int64, 1 = a token): PixArt and
+            HunyuanDiT do; SD3, FLUX, CogView3 and LTX-Video let the padding be read.
 
     Raises:
         CheckpointError: There is no such part, or it is of another class.
