@@ -67,7 +67,7 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise explained(error, root, name, "`exporter recipe schema` lists the keys.") from error
-    _check_variables(recipe, name)
+    _check_variables(recipe, name, text)
     return recipe
 
 
@@ -99,7 +99,11 @@ class _Unique(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = getattr(key_node, "value", None)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is one word, not a list or a mapping", key_node.start_mark
+                )
+            key = key_node.value
             if key in seen and key != "<<":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -180,13 +184,19 @@ def line_of(root: yaml.Node, path: Sequence[Any]) -> int:
     return line + 1
 
 
-def _check_variables(recipe: Recipe, name: str) -> None:
+def _check_variables(recipe: Recipe, name: str, source: str) -> None:
     known = {*recipe.variables, *recipe.matrix}
+    lines = source.splitlines()
     for text in _strings(recipe.model_dump(exclude={"variables"})):
         for variable in VARIABLE.findall(text):
             if variable not in known:
                 have = ", ".join(sorted(known)) or "none"
-                raise RecipeError(f"{name}: ${{{variable}}} is no variable of the recipe; there are: {have}.")
+                used = f"${{{variable}}}"
+                line = next(
+                    (n for n, words in enumerate(lines, 1) if used in (" " + words).partition(" #")[0]), None
+                )
+                where = f"{name} line {line}" if line else name  # none: it came by --set
+                raise RecipeError(f"{where}: {used} is no variable of the recipe; there are: {have}.")
 
 
 def _strings(value: Any) -> list[str]:

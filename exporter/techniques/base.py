@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -176,10 +177,11 @@ def originals(parts: Iterable[nn.Module]) -> Undo:
 
 
 def together(undos: list[Undo]) -> Undo:
-    """One undo out of several, last first."""
+    """One undo out of several, last first; one that raises does not keep the others from running."""
 
     def undo() -> None:
-        for each in reversed(undos):
-            each()
+        with ExitStack() as stack:
+            for each in undos:
+                stack.callback(each)
 
     return undo
