@@ -163,12 +163,27 @@ def deployment_target(name: str) -> Any:
 
 
 def register_operators() -> None:
-    """`alias` is to coremltools what `alias_copy` is."""
-    from coremltools.converters.mil.frontend.torch import ops  # noqa: F401 - fills the registry
+    """`alias` is to coremltools what `alias_copy` is, and `gelu` keeps its form.
+
+    coremltools reads the form only where it is given by place; torch's exporter gives `approximate` by name,
+    so that every tanh form became the exact one.
+    """
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.frontend.torch import ops
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as REGISTRY
 
     if "alias" not in REGISTRY.name_to_func_mapping:
         REGISTRY.set_func_by_name(REGISTRY.get_func("alias_copy"), "alias")
+
+    def gelu(context: Any, node: Any) -> None:
+        given = ops._get_inputs(context, node)
+        named = ops._get_kwinputs(context, node, "approximate", default=given[1:])
+        form = named[0] if named else "none"
+        form = form if isinstance(form, str) else form.val
+        mode = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[form]
+        context.add(Builder.gelu(x=given[0], mode=mode, name=node.name))
+
+    REGISTRY.name_to_func_mapping["gelu"] = gelu
 
 
 def start_names() -> None:

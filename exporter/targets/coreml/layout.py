@@ -259,6 +259,15 @@ def check_known(component: Component) -> None:
             f"{component.name} of this checkpoint reads {inputs['controlnet_cond'].dims[1]}.",
             hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
         )
+    pipeline = component.checkpoint.pipeline_class
+    if pipeline.startswith("StableDiffusion3") and component.name in ("transformer", "text_encoder_3"):
+        raise UnsupportedError(
+            f"The {component.name} ({component.class_name}) of a {pipeline} is not converted to Core ML yet: "
+            "Swift's runner reads 77 tokens of CLIP and 77 of T5, and nothing here verifies the model "
+            "with those.",
+            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors; --component text_encoder, "
+            "text_encoder_2, vae_decoder and vae_encoder go to Core ML.",
+        )
     if kind not in INPUTS or component.class_name in STRANGE_TEXTS:
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "

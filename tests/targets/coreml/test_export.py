@@ -225,12 +225,19 @@ def test_attention_that_the_split_form_would_change_is_refused() -> None:
         plain_one(torch.zeros(1, 4, 8), attention_mask=torch.zeros(2, 1, 4))
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_what_apples_runners_have_no_place_for_is_refused_before_any_work(
-    family: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("sd3", r"The text_encoder_3 \(T5EncoderModel\) of a StableDiffusion3Pipeline is not converted"),
+        ("sd35", r"The transformer \(SD3Transformer2DModel\) of a StableDiffusion3Pipeline is not converted"),
+        ("flux", "those know no t"),
+    ],
+)
+def test_what_apples_runners_get_no_model_for_is_refused_before_any_work(
+    family: str, why: str, tmp_path: Path
 ) -> None:
     source = str(make(family, tmp_path / family))
-    with pytest.raises(UnsupportedError, match="those know no t") as error:
+    with pytest.raises(UnsupportedError, match=why) as error:
         make_plan(source, "coreml", tmp_path / "out")
     assert "--to onnx" in str(error.value.hint)
     assert not (tmp_path / "out").exists()
