@@ -84,7 +84,7 @@ def download(
     files = {file.path: file for file in map(described, info.siblings or ())}
     kind, names = _needed(repo, info.sha, files, variant, patience, skip, part)
     wanted = tuple(files[name] for name in names)
-    root, fetched = _fetch(repo, info.sha, wanted, report, patience)
+    root, fetched = fetch_files(repo, info.sha, wanted, report, patience)
     # By the name asked for, so that the cache remembers which commit that is when nobody can be asked.
     ask(lambda: get_file(repo, revision, wanted[0].path), repo, revision, patience)
     left_out = sum(file.size for path, file in files.items() if path not in names)
@@ -143,10 +143,17 @@ def get_file(repo: str, sha: str | None, name: str) -> Path:
     return Path(hf_hub_download(repo, name, revision=sha))
 
 
-def _fetch(
+def fetch_files(
     repo: str, sha: str | None, wanted: tuple[HubFile, ...], progress: Progress, patience: Patience
 ) -> tuple[Path, int]:
-    """Every file into the cache; the snapshot's folder and the bytes that came."""
+    """Bring every file of one commit that the cache lacks into it, and check what came.
+
+    Returns:
+        The snapshot's folder, and the bytes that were downloaded.
+
+    Raises:
+        NetworkError: The Hub cannot be reached, or what it sent is damaged twice.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     new = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from exporter.checkpoints.hub import _fetch, ask, described, get_file, repo_info
+from exporter.checkpoints.hub import ask, described, fetch_files, get_file, repo_info
 from exporter.checkpoints.patience import Patience
 from exporter.errors import NetworkError
 from exporter.progress import NullProgress
@@ -35,7 +35,7 @@ def listed(repo: str) -> tuple[tuple[str, ...], Callable[[Sequence[str]], Path]]
     files = {file.path: file for file in map(described, info.siblings or ())}
 
     def get(names: Sequence[str]) -> Path:
-        root, _ = _fetch(repo, info.sha, tuple(files[name] for name in names), NullProgress(), patience)
+        root, _ = fetch_files(repo, info.sha, tuple(files[name] for name in names), NullProgress(), patience)
         # By the name asked for, so that the cache remembers which commit that is when nobody can be asked.
         ask(lambda: get_file(repo, None, names[0]), repo, None, patience)
         return root
