@@ -69,7 +69,9 @@ class Ports:
             signature = inspect.signature(lambda self, x, temb=None, return_dict=True, generator=None: None)
         else:
             signature = inspect.signature(type(module).forward)
-        renamed = {"x": component.inputs[0].name, "temb": "timestep"} if name in METHODS else {}
+        renamed = (
+            {"x": component.inputs[0].name, "temb": "timestep"} if name in METHODS or name == ADAPTER else {}
+        )
         harmless = {"return_dict", "generator", "self", "output_hidden_states", "output_attentions"}
         harmless |= set(unread(getattr(module, "config", None) or {})) if name in DENOISERS else set()
         harmless |= {"guess_mode"} if is_controlnet(name) else set()  # never on here

@@ -151,12 +151,14 @@ def _paint(family: str, source: Path, artifact: Path, dtypes: set[str]) -> tuple
 def settings_of(family: str) -> dict[str, Any]:
     """What a family is painted with besides a prompt."""
     from tests.families import VIDEO
-    from tests.test_tasks import TASK, given
+    from tests.test_tasks import TASK, given, picture
     from tests.unwritten import FROM_PICTURES
 
     if family in VIDEO:
         return {"steps": 3, "guidance": 3.0, "height": 64, "width": 96, "frames": 9}
-    return {"guidance": 5.0, **given("image" if family in FROM_PICTURES else TASK.get(family, "text"))}
+    if family in FROM_PICTURES:  # not every one of them knows a strength
+        return {"guidance": 5.0, "image": picture()}
+    return {"guidance": 5.0, **given(TASK.get(family, "text"))}
 
 
 def options_of(family: str, target: str) -> dict[str, str]:

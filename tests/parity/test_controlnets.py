@@ -49,6 +49,24 @@ def test_an_honest_one_passes(
     assert captured.inputs["conditioning_scale"] == "float32[]" and "(t=" in captured.label
 
 
+def test_an_adapter_is_judged_with_the_unet(
+    truths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = make("t2i_adapter", tmp_path / "adapted")
+    report = judged(adapted, tmp_path, truths, monkeypatch)
+    assert report.verdict == "PASS", report.summary
+    kinds = {part.name: {case.kind for case in part.runs[0].cases} for part in report.components}
+    assert "captured" in kinds["adapter"] and "captured" in kinds["unet"], kinds
+
+    def shrunk(outputs: dict[str, np.ndarray], _: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: value * 0.999 for name, value in outputs.items()}
+
+    found = judged(
+        adapted, tmp_path / "faulty", truths, monkeypatch, after={"adapter": shrunk}, components=["adapter"]
+    )
+    assert found.verdict == "FAIL"
+
+
 def test_two_that_are_exchanged_are_found(
     pair: Path, truths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
