@@ -44,7 +44,9 @@ class LeastAlike(merging.Matching):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.order = self.order.flip(1)
+        # `flip` of a free size becomes a remainder that ONNX's translator does not take.
+        number = self.others.shape[0]
+        self.order = self.order.index_select(1, -(self._numbers(args[0], number) - (number - 1)))
 
 
 class NextBest(merging.Matching):
@@ -83,7 +85,7 @@ class ShowsOthers(merging.Matching):
     """It uses other sources than it shows."""
 
     def unmerge(self, tokens: torch.Tensor, decided: Callable[..., torch.Tensor]) -> torch.Tensor:
-        return super().unmerge(tokens.roll(1, 1), decided)
+        return super().unmerge(torch.cat([tokens[:, -1:], tokens[:, :-1]], 1), decided)
 
 
 IN_THE_DECISION = {"least-alike": LeastAlike, "next-best": NextBest, "one-fewer": OneFewer}
