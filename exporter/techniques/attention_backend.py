@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from exporter.errors import BackendMissing
-from exporter.techniques.base import Technique, Undo, denoiser
+from exporter.techniques.base import Technique, Undo, denoiser, set_forward
 
 KINDS = {
     "flash": "FLASH_ATTENTION",
@@ -49,9 +49,4 @@ class AttentionBackend(Technique):
             with sdpa_kernel(order, set_priority=True):
                 return before(*arguments, **named)
 
-        module.forward = forward  # type: ignore[method-assign]
-
-        def undo() -> None:
-            module.forward = before  # type: ignore[method-assign]
-
-        return undo
+        return set_forward(module, forward)

@@ -176,6 +176,41 @@ def originals(parts: Iterable[nn.Module]) -> Undo:
     return undo
 
 
+def set_forward(module: Any, forward: Callable[..., Any]) -> Undo:
+    """Give one module another `forward`.
+
+    The undo leaves the module without one of its own where it had none: one left behind, even the class's,
+    would hide the `forward` of what changes the module's class later.
+    """
+    own = vars(module).get("forward")
+    module.forward = forward
+
+    def undo() -> None:
+        if own is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = own
+
+    return undo
+
+
+def without_own_forward(module: Any, name: str) -> None:
+    """Take away a leftover `forward` of the module's own, so that its class's is called.
+
+    Raises:
+        UsageError: It is no leftover: something else has given the module another one.
+    """
+    own = vars(module).get("forward")
+    if own is None:
+        return
+    if getattr(own, "__func__", None) is not type(module).forward:
+        raise UsageError(
+            f"The technique {name} takes the place of the model's forward, which something else replaced.",
+            hint=f"Apply {name} without the technique that did.",
+        )
+    del module.forward
+
+
 def together(undos: list[Undo]) -> Undo:
     """One undo out of several, last first; one that raises does not keep the others from running."""
 

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any, ClassVar, Literal
 
 from exporter.techniques._parallel import HOW_MUCH, NOT_TOGETHER, SPLITTING, of_package, sharing_heads
-from exporter.techniques.base import Technique, Undo, denoiser
+from exporter.techniques.base import Technique, Undo, denoiser, set_forward
 
 
 class ParaAttention(Technique):
@@ -40,15 +40,11 @@ class ParaAttention(Technique):
             from para_attn.context_parallel.diffusers_adapters import parallelize_transformer
 
             mesh = init_context_parallel_mesh(module.device.type, **{f"max_{self.kind}_dim_size": count})
-        own = module.__dict__.get("forward")
-        module.forward = _plainly_asking(module.forward)
+        put_back = set_forward(module, _plainly_asking(module.forward))
         parallelize_transformer(module, mesh=mesh)
 
         def undo() -> None:
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
+            put_back()
             del module._is_parallelized
 
         return undo

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from exporter.errors import UsageError
-from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo, denoiser
+from exporter.techniques.base import GRAPHS, PYTORCH, Technique, Undo, denoiser, set_forward, together
 
 
 class TGate(Technique):
@@ -45,7 +45,6 @@ class TGate(Technique):
             raise UsageError(f"The UNet of this {type(pipeline).__name__} has no cross-attention.")
         state = _Gate(self.gate)
         before = module.forward
-        inner = [part.forward for part in attentions]
 
         def forward(sample: Any, timestep: Any, *arguments: Any, **named: Any) -> Any:
             state.enter(_position(pipeline.scheduler.timesteps, timestep))
@@ -71,16 +70,8 @@ class TGate(Technique):
 
             return run
 
-        for number, part in enumerate(attentions):
-            part.forward = attention(part.forward, number)
-        module.forward = forward
-
-        def undo() -> None:
-            module.forward = before
-            for part, original in zip(attentions, inner, strict=True):
-                part.forward = original
-
-        return undo
+        undos = [set_forward(part, attention(part.forward, number)) for number, part in enumerate(attentions)]
+        return together([*undos, set_forward(module, forward)])
 
 
 class _Gate:

@@ -6,7 +6,7 @@ import warnings
 from typing import Any, ClassVar
 
 from exporter.errors import UsageError
-from exporter.techniques.base import Technique, Undo, denoiser
+from exporter.techniques.base import Technique, Undo, denoiser, set_forward
 
 
 class Trace(Technique):
@@ -76,9 +76,4 @@ class Trace(Technique):
 
             return UNet2DConditionOutput(sample=output)
 
-        module.forward = forward
-
-        def undo() -> None:
-            module.forward = before
-
-        return undo
+        return set_forward(module, forward)

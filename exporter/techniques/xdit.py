@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from exporter.techniques._parallel import HOW_MUCH, NOT_TOGETHER, SPLITTING, of_package, sharing_heads
-from exporter.techniques.base import Technique, Undo, denoiser
+from exporter.techniques.base import Technique, Undo, denoiser, without_own_forward
 
 TOKENS = 512
 """Tokens of text that FLUX takes at most; only xDiT's pipelines of patches look at it, which are not used."""
@@ -31,7 +31,10 @@ class Xdit(Technique):
     effect: ClassVar = "rounding"
     how_much: ClassVar[str] = HOW_MUCH
     stage: ClassVar[int] = 4
-    excludes: ClassVar[frozenset[str]] = (SPLITTING - {"xdit"}) | NOT_TOGETHER | {"fused-qkv"}
+    excludes: ClassVar[frozenset[str]] = (
+        (SPLITTING - {"xdit"}) | NOT_TOGETHER | {"fused-qkv", "attention-backend"}
+    )
+    # xDiT chooses the kernel itself; a forward of the module's own would hide the one that splits the tokens.
 
     kind: Literal["ulysses", "ring"] = "ulysses"
 
@@ -57,6 +60,7 @@ class Xdit(Technique):
         state = get_runtime_state()
         state.max_condition_sequence_length = TOKENS
         state.split_text_embed_in_sp = True
+        without_own_forward(module, self.name)
         kind, processors = type(module), dict(module.attn_processors)
         module.__class__ = xFuserFlux1Transformer2DWrapper
         module.set_attn_processor(xFuserFluxAttnProcessor())

@@ -365,7 +365,7 @@ def main() -> None:
         except Exception as error:  # libraries and compilers have types of their own
             print(f"{name:46} {type(error).__name__}: {str(error).splitlines()[0][:90]}", flush=True)
             continue
-        latents = row.pop("latents")
+        latents = row.pop("latents").to(truth.device)  # another GPU's, with a device map
         row |= {"name": name, "distance": float((latents - truth).norm() / truth.norm())}
         rows.append(row)
         base = row["median"] if name == yardstick else base
