@@ -20,6 +20,9 @@ from exporter.artifact import Artifact
 from exporter.errors import ExporterError
 from exporter.progress import Progress
 
+WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"
+"""What tells OpenVINO's kernels to leave AMX alone."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -65,7 +68,7 @@ def verify_in_fresh_process(
     }
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:  # a pipe nobody reads would block the child
         child = subprocess.Popen(
-            [sys.executable, "-m", "exporter.verification"],
+            [sys.executable, "-X", "faulthandler", "-m", "exporter.verification"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -95,12 +98,24 @@ def how_it_ended(status: int, errors: str) -> str:
     if status < 0:
         name = signal.strsignal(-status) or f"signal {-status}"
         memory = ": it may have run out of memory" if -status == signal.SIGKILL else ""
-        return f"its process was ended by the system, {name}{memory}"
+        return f"its process was ended by the system, {name}{_place(errors)}{memory}"
     if not errors.strip():
         return f"exit status {status}"
     said = errors.strip().splitlines()[-1]
     places = re.findall(r'^  File ".*?(exporter/[\w/]+\.py)", line (\d+)', errors, re.MULTILINE)
     return said + "".join(f", at {file} line {line}" for file, line in places[-1:])
+
+
+def _place(errors: str) -> str:
+    """Which call a native library did not come back from, as Python's faulthandler writes it down."""
+    found = re.search(r'^Current thread .*\n  File "(.*?)", line \d+ in (\S+)', errors, re.MULTILINE)
+    if found is None:
+        return ""
+    file, call = found.groups()
+    place = f", in {call} of {Path(file).parent.name or file}"
+    if "Floating point exception" in errors and "openvino" in file:
+        place += f"; OpenVINO's kernels for AMX do that with some models, {WITHOUT_AMX} does without them"
+    return place
 
 
 def _relay(child: subprocess.Popen[str], progress: Progress) -> Outcome | None:

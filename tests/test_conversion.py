@@ -223,3 +223,17 @@ def test_a_verifier_that_was_killed_is_told_from_one_that_stopped() -> None:
     said = verification.how_it_ended(1, f"Traceback\n{where}ValueError: no\n")
     assert said == "ValueError: no, at exporter/parity/cases.py line 7"
     assert verification.how_it_ended(3, "") == "exit status 3"
+
+
+def test_a_native_crash_is_told_with_the_call_that_made_it() -> None:
+    frames = "Current thread 0x00007f (most recent call first):\n"
+    inside = (
+        '  File "/a/site-packages/openvino/_ov_api.py", line 646 in compile_model\n  File "/b", line 1 in c\n'
+    )
+    said = verification.how_it_ended(
+        -signal.SIGFPE, f"Fatal Python error: Floating point exception\n\n{frames}{inside}"
+    )
+    assert "Floating point exception, in compile_model of openvino; " in said and "ONEDNN_MAX_CPU_ISA" in said
+    crash = "import faulthandler, os, signal; faulthandler.enable(); os.kill(os.getpid(), signal.SIGSEGV)"
+    ended = subprocess.run([sys.executable, "-c", crash], capture_output=True, text=True)
+    assert ", in <module> of" in verification.how_it_ended(ended.returncode, ended.stderr)
