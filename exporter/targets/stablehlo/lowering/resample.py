@@ -61,25 +61,41 @@ def avg_pool(
     divisor_override: int | None = None,
 ) -> Any:
     """(…, height, width)."""
-    if ceil_mode:
-        raise NotImplementedError("ceil_mode")
     kernel, pads = _pair(kernel_size), _pair(padding)
     steps = _pair(stride) if len(stride) else kernel
-    outer = x.ndim - 2
-    window: dict[str, Any] = {
-        "window_dimensions": (*[1] * outer, *kernel),
-        "window_strides": (*[1] * outer, *steps),
-        "padding": (*[(0, 0)] * outer, *((p, p) for p in pads)),
-    }
+    outer, over = x.ndim - 2, (0, 0)
+    if ceil_mode:
+        h, w = (_over(size, *each) for size, *each in zip(x.shape[outer:], kernel, steps, pads, strict=True))
+        over = (h, w)
+
+    def sums(values: Any, before: tuple[int, int]) -> Any:
+        return lax.reduce_window(
+            values, jnp.zeros((), values.dtype), lax.add,
+            window_dimensions=(*[1] * outer, *kernel), window_strides=(*[1] * outer, *steps),
+            padding=(*[(0, 0)] * outer, *((p, p + more) for p, more in zip(before, over, strict=True))),
+        )  # fmt: skip
+
     y = wide(x)
-    total = lax.reduce_window(y, jnp.zeros((), y.dtype), lax.add, **window)
     if divisor_override is not None:
         count: Any = divisor_override
-    elif count_include_pad:
+    elif not count_include_pad:
+        count = sums(jnp.ones_like(y), pads)
+    elif over == (0, 0):
         count = kernel[0] * kernel[1]
-    else:
-        count = lax.reduce_window(jnp.ones_like(y), jnp.zeros((), y.dtype), lax.add, **window)
-    return (total / count).astype(x.dtype)
+    else:  # what a window has beyond the padding is not counted
+        sides = [(0, 0)] * outer + [(p, p) for p in pads]
+        count = sums(jnp.pad(jnp.ones_like(y), sides, constant_values=1), (0, 0))
+    return (sums(y, pads) / count).astype(x.dtype)
+
+
+def _over(size: Any, kernel: int, step: int, pad: int) -> int:
+    """How far the last window reaches beyond the padding, with `ceil_mode`."""
+    if not isinstance(size, int):
+        raise NotImplementedError("ceil_mode at a free size (--static fixes it)")
+    last = -((kernel - size - 2 * pad) // step) * step
+    if last >= size + pad:
+        last -= step
+    return max(0, last + kernel - size - 2 * pad)
 
 
 def _pair(given: Sequence[int]) -> tuple[int, int]:

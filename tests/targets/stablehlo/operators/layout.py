@@ -199,4 +199,5 @@ def avg_pool(draw: Draw) -> Call:
     kernel = [draw(st.integers(1, 3)) for _ in range(2)]
     padding = [draw(st.integers(0, k // 2)) for k in kernel]
     stride = draw(st.sampled_from([[], [1, 1], [2, 3]]))
-    return [tensor(draw, (1, 2, 7, 6)), kernel, stride, padding, False, draw(st.booleans())], {}
+    value, ceiling = tensor(draw, (1, 2, 7, 6)), draw(st.booleans())
+    return [value, kernel, stride, padding, ceiling, draw(st.booleans())], {}
