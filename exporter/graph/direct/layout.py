@@ -76,13 +76,18 @@ def pixel_shuffle(emitter: Emitter, node: Node, x: Operand, factor: int) -> Oper
 
 
 def pixel_unshuffle(emitter: Emitter, node: Node, x: Operand, factor: int) -> Operand:
-    """Pixels become channels. ONNX counts the pixel's place most, torch the channel: so they are sorted."""
+    """Pixels become channels, each channel by itself: ONNX counts the pixel's place most, torch the channel.
+
+    Sorting all of them afterwards (a Gather) came out wrong in OpenVINO 2026.4.1 with 768 of them.
+    """
     channels = _before(emitter, node)[1]
     if not isinstance(channels, int):
         raise NotCovered("pixels to an unknown number of channels")
-    places = torch.arange(factor**2 * channels).view(factor**2, channels).t().reshape(-1)
-    deep = emitter.emit("SpaceToDepth", [x], {"blocksize": factor})
-    return deep if channels == 1 else emitter.emit("Gather", [deep, places], {"axis": 1})
+    if channels == 1:
+        return emitter.emit("SpaceToDepth", [x], {"blocksize": factor})
+    each = emitter.emit("Reshape", [x, emitter.ints([-1, 1, 0, 0])])
+    deep = emitter.emit("SpaceToDepth", [each], {"blocksize": factor})
+    return emitter.emit("Reshape", [deep, emitter.ints([-1, channels * factor**2, 0, 0])])
 
 
 def unsqueeze(emitter: Emitter, node: Node, x: Operand, axis: int) -> Operand:
