@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,6 @@ from typing import Any
 from exporter.artifact import Artifact
 from exporter.errors import ExporterError
 from exporter.progress import Progress
-
-WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"
-"""What tells OpenVINO's kernels to leave AMX alone."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,24 @@ def verify_in_fresh_process(
         errors = log.read()
     if outcome is not None:
         return outcome
-    return Outcome(
-        "INCONCLUSIVE", f"the verifier stopped without a verdict ({how_it_ended(child.returncode, errors)})"
-    )
+    from exporter.targets import get_target
+
+    known = get_target(Artifact.open(root).manifest.target).crashes
+    why = how_it_ended(child.returncode, errors, known)
+    return Outcome("INCONCLUSIVE", f"the verifier stopped without a verdict ({why})")
 
 
-def how_it_ended(status: int, errors: str) -> str:
-    """Why a process ended: the signal that did it, or the last thing it said and where."""
+def how_it_ended(status: int, errors: str, known: Mapping[int, str] | None = None) -> str:
+    """Why a process ended: the signal that did it, or the last thing it said and where.
+
+    Args:
+        known: What is known of the artifact's runtime, by signal (`Target.crashes`).
+    """
     if status < 0:
         name = signal.strsignal(-status) or f"signal {-status}"
         memory = ": it may have run out of memory" if -status == signal.SIGKILL else ""
-        return f"its process was ended by the system, {name}{_place(errors)}{memory}"
+        advice = f"; {known[-status]}" if known and -status in known else ""
+        return f"its process was ended by the system, {name}{_place(errors)}{advice}{memory}"
     if not errors.strip():
         return f"exit status {status}"
     said = errors.strip().splitlines()[-1]
@@ -112,10 +117,7 @@ def _place(errors: str) -> str:
     if found is None:
         return ""
     file, call = found.groups()
-    place = f", in {call} of {Path(file).parent.name or file}"
-    if "Floating point exception" in errors and "openvino" in file:
-        place += f"; OpenVINO's kernels for AMX do that with some models, {WITHOUT_AMX} does without them"
-    return place
+    return f", in {call} of {Path(file).parent.name or file}"
 
 
 def _relay(child: subprocess.Popen[str], progress: Progress) -> Outcome | None:

@@ -20,6 +20,7 @@ from exporter import conversion, planning, verification
 from exporter.artifact import Artifact
 from exporter.errors import ResourceError, UnsupportedError, UsageError
 from exporter.progress import NullProgress
+from exporter.targets import get_target
 
 pytest.importorskip("onnx")
 
@@ -230,10 +231,13 @@ def test_a_native_crash_is_told_with_the_call_that_made_it() -> None:
     inside = (
         '  File "/a/site-packages/openvino/_ov_api.py", line 646 in compile_model\n  File "/b", line 1 in c\n'
     )
-    said = verification.how_it_ended(
-        -signal.SIGFPE, f"Fatal Python error: Floating point exception\n\n{frames}{inside}"
-    )
+    errors, known = f"Fatal Python error: Floating point exception\n\n{frames}{inside}", {}
+    said = verification.how_it_ended(-signal.SIGFPE, errors, known)
+    assert said.endswith("Floating point exception, in compile_model of openvino")
+    known = get_target("openvino").crashes
+    said = verification.how_it_ended(-signal.SIGFPE, errors, known)
     assert "Floating point exception, in compile_model of openvino; " in said and "ONEDNN_MAX_CPU_ISA" in said
+    assert "ONEDNN" not in verification.how_it_ended(-signal.SIGSEGV, errors, known)
     crash = "import faulthandler, os, signal; faulthandler.enable(); os.kill(os.getpid(), signal.SIGSEGV)"
     ended = subprocess.run([sys.executable, "-c", crash], capture_output=True, text=True)
     assert ", in <module> of" in verification.how_it_ended(ended.returncode, ended.stderr)

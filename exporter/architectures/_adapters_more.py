@@ -37,16 +37,12 @@ class _Around(nn.Module):
         self.inner = inner
 
 
-class HunyuanTransformer(nn.Module):
+class HunyuanTransformer(_Around):
     """HunyuanDiT → `out_hidden_states`; `image_rotary_emb_0` and `_1` are cosines and sines, `[patch, head]`.
 
     `timestep` is taken in the dtype of the latents, as the library's pipeline gives it: it decides in which
     one the conditions are computed. Up to 1.1 there are `image_meta_size` and `style` besides.
     """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
 
     def forward(
         self,

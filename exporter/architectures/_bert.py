@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.architectures._parts import adapter, expect_class
-from exporter.architectures._t5 import prompt_mask
+from exporter.architectures._t5 import prompt_ids, prompt_mask
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 BERT = "BertModel"
@@ -46,7 +45,7 @@ def bert_text_encoder(checkpoint: Checkpoint, folder: str, native: Size) -> Comp
         native=native,
         construct=construct,
         adapt=adapter("T5Encoder"),
-        make_inputs={"input_ids": _prompt_ids(config), "attention_mask": prompt_mask},
+        make_inputs={"input_ids": prompt_ids(config), "attention_mask": prompt_mask},
         renames=rename_bert,
     )
 
@@ -54,16 +53,3 @@ def bert_text_encoder(checkpoint: Checkpoint, folder: str, native: Size) -> Comp
 def rename_bert(name: str) -> str | None:
     """Old files carry `position_ids`, a buffer that is computed today; the pooler is not exported."""
     return None if name.endswith("embeddings.position_ids") or name.startswith("pooler.") else name
-
-
-def _prompt_ids(config: dict[str, Any]) -> Any:
-    """Random token ids, padding from the place on where `prompt_mask` ends."""
-
-    def make(spec: TensorSpec, size: Size, generator: torch.Generator) -> torch.Tensor:
-        import torch
-
-        ids = torch.randint(1, int(config["vocab_size"]), spec.shape(size), generator=generator)
-        padding = int(config.get("pad_token_id") or 0)
-        return torch.where(prompt_mask(spec, size, generator).bool(), ids, padding)
-
-    return make

@@ -228,6 +228,7 @@ class Target(ABC):
             `exporter.trust.require` before it reads anything else.
         apart: A component that is exported in a process of its own is the same bytes as one that is exported
             after others: then `exporter batch` may share the components of an artifact among machines.
+        crashes: Signals with which its runtime is known to end a process, and what to do about each.
     """
 
     name: ClassVar[str]
@@ -237,6 +238,7 @@ class Target(ABC):
     options_type: ClassVar[type[Options]] = Options
     executable: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    crashes: ClassVar[Mapping[int, str]] = {}
 
     @property
     def package(self) -> str:

@@ -31,10 +31,10 @@ class Xdit(Technique):
     effect: ClassVar = "rounding"
     how_much: ClassVar[str] = HOW_MUCH
     stage: ClassVar[int] = 4
+    # xDiT chooses attention's kernel itself; `attention-backend` would hide its forward, which splits.
     excludes: ClassVar[frozenset[str]] = (
         (SPLITTING - {"xdit"}) | NOT_TOGETHER | {"fused-qkv", "attention-backend"}
     )
-    # xDiT chooses the kernel itself; a forward of the module's own would hide the one that splits the tokens.
 
     kind: Literal["ulysses", "ring"] = "ulysses"
 

@@ -97,19 +97,27 @@ class Said(batch.NoWatcher):
         self.words.append(what)
 
 
-def test_what_a_node_makes_on_its_own_disk_comes_by_the_url(
-    cluster: Any,  # noqa: F811
-    tiny: Path,
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Path, Path]:
+    """A batch's folder that nodes may have on a disk of their own, and what they find exporter by."""
     fsspec.register_implementation("plainhttp", PlainHttp, clobber=True)
     out, site = tmp_path / "out", tmp_path / "site"
     out.mkdir()
     site.mkdir()
     if not own_disks_can_be_had(out):
         pytest.skip("no mount namespaces here")
+    return out, installed(site)
+
+
+def test_what_a_node_makes_on_its_own_disk_comes_by_the_url(
+    cluster: Any,  # noqa: F811
+    tiny: Path,
+    tmp_path: Path,
+    place: tuple[Path, Path],
+) -> None:
+    out, site = place
     matrix = write(tmp_path, tiny, SIZES[:1])
-    with RemoteStore() as remote, node_apart(cluster, out, installed(site)):
+    with RemoteStore() as remote, node_apart(cluster, out, site):
         with pytest.raises(UsageError, match="does not see") as caught:
             batch.run(matrix, out, ray=cluster.address)
         assert caught.value.hint is not None and "--collect" in caught.value.hint
@@ -144,14 +152,9 @@ def test_a_node_that_is_killed_with_its_own_disk(
     cluster: Any,  # noqa: F811
     tiny: Path,
     tmp_path: Path,
+    place: tuple[Path, Path],
 ) -> None:
-    fsspec.register_implementation("plainhttp", PlainHttp, clobber=True)
-    out, site = tmp_path / "out", tmp_path / "site"
-    out.mkdir()
-    site.mkdir()
-    if not own_disks_can_be_had(out):
-        pytest.skip("no mount namespaces here")
-    place = installed(site)
+    out, site = place
     matrix = write(
         tmp_path, tiny, more="set: {components: [unet, vae_decoder, vae_encoder]}\nsplit: always\n"
     )
@@ -159,7 +162,7 @@ def test_a_node_that_is_killed_with_its_own_disk(
         nodes = {}
         for _ in range(2):
             known = names(cluster)
-            child = stack.enter_context(node_apart(cluster, out, place))
+            child = stack.enter_context(node_apart(cluster, out, site))
             nodes[(names(cluster) - known).pop()[:8]] = child
         killer = Killer(nodes)
         summary = batch.run(matrix, out, ray=cluster.address, collect=remote.url, watcher=killer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoOptions", "OpenVinoTarget"]
 
+AMX = (
+    "OpenVINO's kernels for AMX do that with some models, "
+    "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 does without them"
+)
 WITHOUT_OPTIMUM = (
     "CogView3PlusPipeline",
     "HunyuanDiTPipeline",
@@ -52,6 +57,7 @@ class OpenVinoTarget(Target):
     packages: ClassVar[tuple[str, ...]] = ("openvino", "openvino_tokenizers", "onnx", "onnxscript")
     options_type: ClassVar[type[Options]] = OpenVinoOptions
     apart: ClassVar[bool] = True
+    crashes: ClassVar[Mapping[int, str]] = {signal.SIGFPE: AMX}
 
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.openvino.export import estimate
