@@ -41,11 +41,16 @@ def make_sdxl(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_sd3(folder: Path, *, seed: int = 0) -> Path:
-    """Write SD3 medium without its T5: 2.9 billion weights in two text encoders, transformer, autoencoder."""
+    """Write SD3 medium with its transformer (2.0 billion weights) and autoencoder at full size.
+
+    Its text encoders have one layer each, and T5 a narrow one: the transformer is what is measured, and
+    optimum-cli has to fit beside it. Without T5 diffusers itself opens no such folder.
+    """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
     parts: Mapping[str, Callable[[], nn.Module]] = {
-        **_clip_pair(projected=True),
+        **_clip_pair(projected=True, layers=1),
+        "text_encoder_3": _narrow_t5,
         "transformer": lambda: SD3Transformer2DModel(
             sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24,
             attention_head_dim=64, num_attention_heads=24, caption_projection_dim=1536,
@@ -57,8 +62,7 @@ def make_sd3(folder: Path, *, seed: int = 0) -> Path:
         ),
     }  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    absent = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-    return _write("StableDiffusion3Pipeline", folder, parts, scheduler, seed, absent)
+    return _write("StableDiffusion3Pipeline", folder, parts, scheduler, seed)
 
 
 def make_flux(folder: Path, *, seed: int = 0) -> Path:
@@ -67,13 +71,10 @@ def make_flux(folder: Path, *, seed: int = 0) -> Path:
     Its T5 has one narrow layer instead of 24 wide ones, for only the transformer is measured.
     """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
 
     parts: Mapping[str, Callable[[], nn.Module]] = {
         "text_encoder": _clip_pair(projected=False)["text_encoder"],
-        "text_encoder_2": lambda: T5EncoderModel(
-            T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=1)
-        ),
+        "text_encoder_2": _narrow_t5,
         "transformer": lambda: FluxTransformer2DModel(
             in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128,
             num_attention_heads=24, joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
@@ -88,17 +89,29 @@ def make_flux(folder: Path, *, seed: int = 0) -> Path:
     return _write("FluxPipeline", folder, parts, scheduler, seed, dtype="BF16")
 
 
-def _clip_pair(*, projected: bool) -> dict[str, Callable[[], nn.Module]]:
-    """CLIP ViT-L and OpenCLIP ViT-bigG, as SDXL and SD3 have them; SD3's first one projects too."""
+def _narrow_t5() -> nn.Module:
+    """T5 with the width of its results and one narrow layer instead of 24 wide ones."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=1)
+    )
+
+
+def _clip_pair(*, projected: bool, layers: int | None = None) -> dict[str, Callable[[], nn.Module]]:
+    """CLIP ViT-L and OpenCLIP ViT-bigG, as SDXL and SD3 have them; SD3's first one projects too.
+
+    `layers` stands for the 12 and 32 they have.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     ends = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}
     large = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=layers or 12, num_attention_heads=12,
         hidden_act="quick_gelu", projection_dim=768, **ends,
     )  # fmt: skip
     big = CLIPTextConfig(
-        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=layers or 32, num_attention_heads=20,
         hidden_act="gelu", projection_dim=1280, **ends,
     )  # fmt: skip
     first = CLIPTextModelWithProjection if projected else CLIPTextModel
@@ -114,10 +127,9 @@ def _write(
     parts: Mapping[str, Callable[[], nn.Module]],
     scheduler: Any,
     seed: int,
-    absent: Mapping[str, Any] | None = None,
     dtype: str = "F16",
 ) -> Path:
-    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.39.0", **(absent or {})}
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.39.0"}
     generator = np.random.default_rng(seed)
     for name, construct in parts.items():
         with no_weights():
