@@ -161,14 +161,14 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
     convertible = checkpoint.pipeline_class in FAMILIES
     components: list[InspectedComponent] = []
+    tasks: dict[str, str] = {}
     if convertible:
         try:
-            components = _by_family(checkpoint)
+            components, tasks = _by_family(checkpoint), tasks_of(checkpoint)
         except (CheckpointError, KeyError, TypeError, ValueError):
             components = []  # a config is missing or malformed: the folders say which
     if not components:
         components = [_folder(checkpoint, name) for name in _model_folders(checkpoint)]
-    tasks = tasks_of(checkpoint)
     weights = set(_model_folders(checkpoint))
     parts = {name: cls for name, (_, cls) in checkpoint.component_classes.items() if name not in weights}
     return Inspection(

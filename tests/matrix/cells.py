@@ -26,6 +26,8 @@ STEPS = 4
 CLOSE = {"float32": 2, "stored": 2}
 """Largest difference of two pictures, by the dtype of the weights; for narrower ones `ROUGH`."""
 ROUGH = 24
+BEGUN = {"ltx_image": "ltx", "ltx_095_image": "ltx_095"}
+"""Rows that are a video family converted with `--task image-to-video`."""
 REFUSED = (2, 3)
 """Exit codes of the command line: the request, or what was given, cannot be done."""
 UNFORESEEN = 70
@@ -48,6 +50,7 @@ def families() -> dict[str, Callable[[Path], Path]]:
 
     for name, (below, kind) in ip_adapters.ADAPTED.items():
         found[name] = partial(adapted, below, kind)
+    found |= {name: found[below] for name, below in BEGUN.items()}
     found |= {name: lambda folder, n=name: unwritten.make(n, folder) for name in unwritten.UNWRITTEN}  # type: ignore[misc]
     return found
 
@@ -61,6 +64,8 @@ def intake_of(family: str, source: Path) -> dict[str, Any]:
     """What is laid over a family's checkpoint."""
     from tests.ip_adapters import ADAPTED
 
+    if family in BEGUN:
+        return {"task": "image-to-video"}
     return {"ip_adapters": [str(_beside(source))]} if family in ADAPTED else {}
 
 
@@ -162,7 +167,7 @@ def _paint(
 
     def made(place: Path, hint: str | None, **laid: Any) -> Any:
         pipeline = load(place, precision_hint=hint, **laid)
-        if family in VIDEO:
+        if family in VIDEO or family in BEGUN:
             return in_one_picture(film(pipeline, "3", **given))
         return paint(pipeline, ["3"], steps=STEPS, **given)[0]
 
@@ -181,8 +186,9 @@ def settings_of(family: str) -> dict[str, Any]:
     from tests.test_tasks import TASK, given, picture
     from tests.unwritten import FROM_PICTURES
 
-    if family in VIDEO:
-        return {"steps": 3, "guidance": 3.0, "height": 64, "width": 96, "frames": 9}
+    if family in VIDEO or family in BEGUN:
+        begun = {"image": picture(130, 70)} if family in BEGUN else {}
+        return {"steps": 3, "guidance": 3.0, "height": 64, "width": 96, "frames": 9, **begun}
     if family in FROM_PICTURES:  # not every one of them knows a strength
         return {"guidance": 5.0, "image": picture()}
     if family in ADAPTED:

@@ -66,7 +66,7 @@ def with_task(checkpoint: Checkpoint, task: str) -> Checkpoint:
         does = f"it does {', '.join(tasks)}" if tasks else "this version knows no other task of that class"
         other = next((name for name in tasks if tasks[name] != own), None)
         raise UsageError(
-            f"{checkpoint.source}, a {own}, does not do {task!r}; {does}.",
+            f"{checkpoint.source} ({own}) does not do {task!r}; {does}.",
             hint=f"Try --task {other}." if other else "Leave out --task.",
         )
     if made == own:
