@@ -44,6 +44,7 @@ def convert(
     textual_inversions: Sequence[str] = (),
     controlnets: Sequence[str] = (),
     ip_adapters: Sequence[str] = (),
+    task: str | None = None,
     config: str | None = None,
     tokenizer: str | None = None,
     base: str | None = None,
@@ -65,6 +66,7 @@ def convert(
         textual_inversions: Files with embeddings of new tokens.
         controlnets: Folders, checkpoints or Hub ids of ControlNets that the pictures will follow.
         ip_adapters: One IP-Adapter, `SOURCE[:PATH]`: the pictures will take after another one.
+        task: What it is for, where a model does several things: `image-to-video` …
         config / tokenizer: Folders that tell what a single file does not say.
         base: Folder or Hub id that has the parts which a single file lacks (text encoders, VAE).
         allow_pickle: Open `.ckpt` files, by PyTorch's restricted reader.
@@ -94,6 +96,7 @@ def convert(
             "textual_inversions": list(textual_inversions),
             "controlnets": list(controlnets),
             "ip_adapters": list(ip_adapters),
+            "task": task,
             "config": config,
             "tokenizer": tokenizer,
             "base": base,

@@ -111,14 +111,14 @@ class OverlayRecord(Record):
     """Something laid over the source before the export.
 
     Attributes:
-        kind: `lora`, `vae`, `textual_inversion`, `scheduler`, `controlnet` or `ip_adapter`.
-        source: As the user named it: a file, a folder, a Hub id, the name of a scheduler.
+        kind: `lora`, `vae`, `textual_inversion`, `scheduler`, `controlnet`, `ip_adapter` or `task`.
+        source: As the user named it: a file, a folder, a Hub id, the name of a scheduler or a task.
         scale: Of a LoRA.
         files: What it was read from, with hashes; paths relative to the source (a file: its name).
         details: What else is worth remembering (the tokens of a textual inversion …).
     """
 
-    kind: Literal["lora", "vae", "textual_inversion", "scheduler", "controlnet", "ip_adapter"]
+    kind: Literal["lora", "vae", "textual_inversion", "scheduler", "controlnet", "ip_adapter", "task"]
     source: str
     scale: float | None = None
     files: list[FileRecord] = Field(default_factory=list)

@@ -145,8 +145,7 @@ def check_picture(pipeline_class: str, *, given: bool) -> None:
     if given and not takes:
         raise UsageError(
             "--image: this model makes clips from text alone.",
-            hint="Leave it out, or convert the model for pictures: _class_name LTXImageToVideoPipeline in "
-            "model_index.json.",
+            hint="Leave it out, or convert the checkpoint with --task image-to-video (or run it with that).",
         )
 
 

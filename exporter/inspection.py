@@ -83,6 +83,7 @@ class Inspection(BaseModel):
         made_from: The checkpoint an artifact was made from.
         pipeline_class: The diffusers pipeline.
         convertible: Whether this version has a family for that pipeline (checkpoint).
+        tasks: What `--task` may be, the one that it is as it lies first (checkpoint).
         parts: Components without weights (tokenizer, scheduler) → class.
         lacking: Parts that a file does not hold and `--base` could give → in words.
         bytes: Of all components together.
@@ -103,6 +104,7 @@ class Inspection(BaseModel):
     tools: dict[str, str] = Field(default_factory=dict)
     created: str | None = None
     convertible: bool | None = None
+    tasks: list[str] = Field(default_factory=list)
     components: list[InspectedComponent]
     parts: dict[str, str] = Field(default_factory=dict)
     lacking: dict[str, str] = Field(default_factory=dict)
@@ -155,12 +157,14 @@ def is_artifact(source: str | Path) -> bool:
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """The components of a checkpoint: by its family when there is one, else by folder."""
     from exporter.architectures import FAMILIES
+    from exporter.checkpoints.overlays.task import tasks_of
 
     convertible = checkpoint.pipeline_class in FAMILIES
     components: list[InspectedComponent] = []
+    tasks: dict[str, str] = {}
     if convertible:
         try:
-            components = _by_family(checkpoint)
+            components, tasks = _by_family(checkpoint), tasks_of(checkpoint)
         except (CheckpointError, KeyError, TypeError, ValueError):
             components = []  # a config is missing or malformed: the folders say which
     if not components:
@@ -174,6 +178,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         variant=checkpoint.variant,
         pipeline_class=checkpoint.pipeline_class,
         convertible=convertible,
+        tasks=sorted(tasks, key=lambda task: tasks[task] != checkpoint.pipeline_class),
         components=components,
         parts=parts,
         lacking=dict(checkpoint.lacking),

@@ -90,7 +90,7 @@ def load(
         if named is not None:
             raise UsageError(
                 f"{source} is an artifact: {named.replace('_', ' ')} cannot be laid over it any more.",
-                hint="Give it to `exporter convert`, which fuses it into what it writes.",
+                hint="Give it to `exporter convert`, with the checkpoint.",
             )
         if techniques:
             raise UsageError("Techniques are for checkpoints: those of an artifact were made into it.")

@@ -181,7 +181,9 @@ def make_plan(
                 component.name, component.class_name, component.parameters, estimate.disk, estimate.memory
             )
         )
-    usual = DEFAULT_OUTPUT / default_name(source, target, parsed, [name for name, _ in checkpoint.techniques])
+    more = [o.source for o in checkpoint.overlays if o.kind == "task"]
+    more += [name for name, _ in checkpoint.techniques]
+    usual = DEFAULT_OUTPUT / default_name(source, target, parsed, more)
     return Plan(
         source=source,
         revision=checkpoint.revision,
@@ -281,7 +283,7 @@ def _round(value: int, factor: int) -> int:
     return max(factor, round(value / factor) * factor)
 
 
-def default_name(source: str, target: str, options: Options, techniques: Sequence[str] = ()) -> str:
+def default_name(source: str, target: str, options: Options, more: Sequence[str] = ()) -> str:
     """`shapes-onnx`, `shapes-onnx-float16-1x128x128`, `shapes-onnx-deep-cache` …"""
     base = source.removeprefix("builtin:").rstrip("/").split("/")[-1] or "model"
     for suffix in (".safetensors", ".ckpt"):
@@ -294,7 +296,7 @@ def default_name(source: str, target: str, options: Options, techniques: Sequenc
         parts += [weights, *(["sym"] if getattr(options, "symmetric", None) else [])]
     if getattr(options, "activations", None):
         parts.append("activations")
-    parts += techniques
+    parts += more
     parts += ["x".join(map(str, size)) for size in options.sizes()]
     return "-".join(parts)
 

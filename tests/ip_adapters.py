@@ -11,6 +11,12 @@ from safetensors.torch import save_file
 WEIGHTS = "ip-adapter_tiny.safetensors"
 PIXELS, HIDDEN, PROJECTED = 32, 20, 28
 """Of the encoder: 5 tokens, all widths different."""
+ADAPTED = {
+    "ip_adapter": ("sd1", "plain"),
+    "ip_adapter_plus": ("sd1", "plus"),
+    "sdxl_ip_adapter": ("sdxl", "plus"),
+}
+"""Rows of the matrix that are an adapter over a family: the family below, and the kind."""
 
 
 def encoder(hidden: int = HIDDEN, projected: int = PROJECTED) -> Any:

@@ -83,6 +83,7 @@ def open_source(
     scheduler: str | None = None,
     controlnets: Sequence[str] = (),
     ip_adapters: Sequence[str] = (),
+    task: str | None = None,
 ) -> Checkpoint:
     """Find a checkpoint and lay the user's overlays over it; see `resolve` and `overlays.lay_over`.
 
@@ -93,13 +94,14 @@ def open_source(
         source, revision=revision, variant=variant, progress=progress, allow_pickle=allow_pickle,
         config=config, tokenizer=tokenizer, base=base,
     )  # fmt: skip
-    if vae is None and scheduler is None and not (textual_inversions or loras or controlnets or ip_adapters):
+    laid = (textual_inversions, loras, controlnets, ip_adapters)
+    if vae is None and scheduler is None and task is None and not any(laid):
         return checkpoint
     from exporter.checkpoints.overlays import lay_over
 
     return lay_over(
         checkpoint, vae=vae, textual_inversions=textual_inversions, loras=loras, scheduler=scheduler,
-        allow_pickle=allow_pickle, controlnets=controlnets, ip_adapters=ip_adapters,
+        allow_pickle=allow_pickle, controlnets=controlnets, ip_adapters=ip_adapters, task=task,
     )  # fmt: skip
 
 

@@ -35,6 +35,10 @@ FLAGS = [
         help="Put this scheduler of diffusers in the place of the checkpoint's: euler, ddim, unipc …",
     ),
     click.option(
+        "--task", metavar="NAME",
+        help="What it is for, where a model does more than its class says: image-to-video, inpainting …",
+    ),
+    click.option(
         "--config", metavar="DIR",
         help="For a checkpoint in one file: diffusers configs to take instead of inferring them.",
     ),
@@ -53,7 +57,7 @@ FLAGS = [
 ]  # fmt: skip
 NAMES = (
     "loras", "vae", "controlnets", "textual_inversions", "scheduler", "config", "tokenizer", "base",
-    "allow_pickle", "ip_adapters",
+    "allow_pickle", "ip_adapters", "task",
 )  # fmt: skip
 
 

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
             "exporter convert builtin:shapes --to onnx --static 1x128x128",
         ),
         (
+            "LTX-Video for clips that begin with a picture",
+            "exporter convert ./my-ltx-video --to onnx --task image-to-video",
+        ),
+        (
             "See the plan: sizes, memory, what will be verified",
             "exporter convert builtin:shapes --to onnx --dry-run",
         ),

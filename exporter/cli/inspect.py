@@ -65,6 +65,9 @@ def _show(console: Console, found: Inspection) -> None:
     if found.kind == "artifact":
         head = f"{found.source}: {found.target} artifact of {found.made_from} ({found.pipeline_class})"
     console.print(head, soft_wrap=True)
+    if len(found.tasks) > 1:
+        first, *others = found.tasks
+        console.print(f"task: {first}; with --task also: {', '.join(others)}", soft_wrap=True)
     if found.revision:
         console.print(f"revision: {found.revision}")
     if found.options:

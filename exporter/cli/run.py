@@ -182,7 +182,7 @@ def command(
     video = clips.makes_clips(source)
     if video is not None:
         check_output(picture, video, asked)
-    if video:
+    if video and not given["task"]:  # which makes it another class
         clips.check_picture(clips.class_of(source) or "", given=image is not None)
     intake = {name: value for name, value in intake_of(given).items() if value}
     state = state_of(source)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exporter.artifact import Artifact, Manifest
 from exporter.checkpoints import Checkpoint, resolve
-from exporter.checkpoints.overlays.controlnet import class_below
+from exporter.checkpoints.overlays.base import class_below
 from exporter.errors import ArtifactError, CheckpointError
 from exporter.techniques import bake, carried
 

@@ -66,6 +66,7 @@ class Recipe(Section):
         vae / textual_inversions / controlnets / ip_adapters: Laid over the model, as `exporter convert`
             does it.
         scheduler: A scheduler of diffusers in the place of the model's own.
+        task: What it is for, where a model does several things: `image-to-video` …
         config / tokenizer: Folders that tell what a model in one file does not.
         base: Folder or Hub id that has the parts which a model in one file lacks.
         allow_pickle: Open `.ckpt` and `.bin` weights, by PyTorch's restricted reader.
@@ -92,6 +93,7 @@ class Recipe(Section):
     controlnets: list[str] = Field(default_factory=list)
     ip_adapters: list[str] = Field(default_factory=list)
     scheduler: str | None = None
+    task: str | None = None
     config: str | None = None
     tokenizer: str | None = None
     base: str | None = None
@@ -110,7 +112,7 @@ class Recipe(Section):
         """How the model is opened and what is laid over it: arguments of `checkpoints.open_source`."""
         names = (
             "loras", "vae", "textual_inversions", "controlnets", "scheduler", "config", "tokenizer", "base",
-            "allow_pickle", "ip_adapters",
+            "allow_pickle", "ip_adapters", "task",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

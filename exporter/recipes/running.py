@@ -276,6 +276,8 @@ def _intake_of(source: SourceRecord) -> dict[str, Any]:
             found["vae"] = overlay.source
         elif overlay.kind == "scheduler":
             found["scheduler"] = overlay.source
+        elif overlay.kind == "task":
+            found["task"] = overlay.source
     return found
 
 

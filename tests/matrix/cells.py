@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import chdir
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,47 @@ STEPS = 4
 CLOSE = {"float32": 2, "stored": 2}
 """Largest difference of two pictures, by the dtype of the weights; for narrower ones `ROUGH`."""
 ROUGH = 24
+BEGUN = {"ltx_image": "ltx", "ltx_095_image": "ltx_095"}
+"""Rows that are a video family converted with `--task image-to-video`."""
 REFUSED = (2, 3)
 """Exit codes of the command line: the request, or what was given, cannot be done."""
 UNFORESEEN = 70
 
 
 def families() -> dict[str, Callable[[Path], Path]]:
-    """Every family that is known here → how to write its tiny checkpoint."""
+    """Every family that is known here → how to write its tiny checkpoint, an IP-Adapter beside it."""
     from tests import families as written
-    from tests import unwritten
+    from tests import ip_adapters, unwritten
     from tests.tiny import make_tiny
 
     found: dict[str, Callable[[Path], Path]] = {"sd1": make_tiny}
     names = {**written.FAMILIES, **written.VIDEO}
     found |= {name: lambda folder, n=name: written.make(n, folder) for name in names}  # type: ignore[misc]
+
+    def adapted(below: str, kind: str, folder: Path) -> Path:
+        found[below](folder)
+        ip_adapters.write(folder / "unet", _beside(folder), kind)
+        return folder
+
+    for name, (below, kind) in ip_adapters.ADAPTED.items():
+        found[name] = partial(adapted, below, kind)
+    found |= {name: found[below] for name, below in BEGUN.items()}
     found |= {name: lambda folder, n=name: unwritten.make(n, folder) for name in unwritten.UNWRITTEN}  # type: ignore[misc]
     return found
+
+
+def _beside(folder: Path) -> Path:
+    """Where the IP-Adapter of a tiny checkpoint lies."""
+    return folder.with_name(f"{folder.name}-beside")
+
+
+def intake_of(family: str, source: Path) -> dict[str, Any]:
+    """What is laid over a family's checkpoint."""
+    from tests.ip_adapters import ADAPTED
+
+    if family in BEGUN:
+        return {"task": "image-to-video"}
+    return {"ip_adapters": [str(_beside(source))]} if family in ADAPTED else {}
 
 
 def versions(target: str) -> dict[str, str]:
@@ -73,9 +99,10 @@ def run(family: str, target: str, folder: Path, options: Mapping[str, str] | Non
 
     with chdir(folder):
         source = families()[family](Path(family))
+        intake = intake_of(family, source)
         started = time.monotonic()
         try:
-            done, converted = _convert(str(source), target, chosen)
+            done, converted = _convert(str(source), target, chosen, intake)
         except ExporterError as error:
             traceback.print_exc()
             return result(
@@ -88,7 +115,7 @@ def run(family: str, target: str, folder: Path, options: Mapping[str, str] | Non
         if done.verdict != "PASS":
             return result("fails", 1, f"{done.verdict}: {done.summary}", **told)
         try:
-            difference, limit = _paint(family, source, done.root, done.dtypes)
+            difference, limit = _paint(family, source, intake, done.root, done.dtypes)
         except Exception as error:
             traceback.print_exc()
             return result(
@@ -107,10 +134,12 @@ class _Done:
         self.verdict, self.summary, self.root, self.dtypes, self.noise = verdict, summary, root, dtypes, noise
 
 
-def _convert(source: str, target: str, options: dict[str, str]) -> tuple[_Done, list[str]]:
+def _convert(
+    source: str, target: str, options: dict[str, str], intake: dict[str, Any]
+) -> tuple[_Done, list[str]]:
     from exporter.conversion import convert, make_plan
 
-    plan = make_plan(source, target, Path("artifact"), options)
+    plan = make_plan(source, target, Path("artifact"), options, intake=intake)
     done = convert(plan, verify_settings=SETTINGS)
     records = done.artifact.manifest.components
     noise = None
@@ -124,7 +153,9 @@ def _convert(source: str, target: str, options: dict[str, str]) -> tuple[_Done, 
     return made, [record.name for record in records]
 
 
-def _paint(family: str, source: Path, artifact: Path, dtypes: set[str]) -> tuple[int, int]:
+def _paint(
+    family: str, source: Path, intake: dict[str, Any], artifact: Path, dtypes: set[str]
+) -> tuple[int, int]:
     """Largest difference to the reference's picture, and what is allowed."""
     import numpy as np
 
@@ -134,14 +165,14 @@ def _paint(family: str, source: Path, artifact: Path, dtypes: set[str]) -> tuple
 
     given = settings_of(family)
 
-    def made(place: Path, hint: str | None) -> Any:
-        pipeline = load(place, precision_hint=hint)
-        if family in VIDEO:
+    def made(place: Path, hint: str | None, **laid: Any) -> Any:
+        pipeline = load(place, precision_hint=hint, **laid)
+        if family in VIDEO or family in BEGUN:
             return in_one_picture(film(pipeline, "3", **given))
         return paint(pipeline, ["3"], steps=STEPS, **given)[0]
 
     mine, theirs = (
-        np.asarray(made(place, hint)).astype(int) for place, hint in ((artifact, "f32"), (source, None))
+        np.asarray(picture).astype(int) for picture in (made(artifact, "f32"), made(source, None, **intake))
     )
     if mine.shape != theirs.shape:
         raise ValueError(f"the picture is {mine.shape}, the reference's {theirs.shape}")
@@ -151,13 +182,17 @@ def _paint(family: str, source: Path, artifact: Path, dtypes: set[str]) -> tuple
 def settings_of(family: str) -> dict[str, Any]:
     """What a family is painted with besides a prompt."""
     from tests.families import VIDEO
+    from tests.ip_adapters import ADAPTED
     from tests.test_tasks import TASK, given, picture
     from tests.unwritten import FROM_PICTURES
 
-    if family in VIDEO:
-        return {"steps": 3, "guidance": 3.0, "height": 64, "width": 96, "frames": 9}
+    if family in VIDEO or family in BEGUN:
+        begun = {"image": picture(130, 70)} if family in BEGUN else {}
+        return {"steps": 3, "guidance": 3.0, "height": 64, "width": 96, "frames": 9, **begun}
     if family in FROM_PICTURES:  # not every one of them knows a strength
         return {"guidance": 5.0, "image": picture()}
+    if family in ADAPTED:
+        return {"guidance": 5.0, "ip_adapter_image": picture(80, 60), "ip_adapter_scale": 0.6}
     return {"guidance": 5.0, **given(TASK.get(family, "text"))}
 
 

@@ -98,10 +98,9 @@ def table(results: Results, families: list[str]) -> str:
     supported = sum(one.verdict == "supported" for one in done)
     dates = sorted({one.date for one in done})
     when = f", run {dates[0]} to {dates[-1]}" if dates else ""
-    lines += [
-        "",
-        f"{supported} of {len(counted)} are supported, {len(counted) - len(done)} were not run{when}.",
-    ]
+    missing = len(counted) - len(done)
+    left = f", {missing} were not run" if missing else ""
+    lines += ["", f"{supported} of {len(counted)} are supported{left}{when}."]
     if reasons:
         lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from exporter.errors import BackendMissing
 from exporter.targets import target_names
 from tests import ip_adapters
 from tests.cli.runner import invoke
+from tests.families import make
 
 pytest.importorskip("onnx")
 pytest.importorskip("openvino")
@@ -29,7 +30,13 @@ def test_the_shelf() -> None:
 
 
 GPU = {"pytorch/gpu-low-memory", "pytorch/gpu-cuda-graph"}
-HUB = {"onnx/ip-adapter", "pytorch/transformer-cache", "pytorch/gpus-xdit", "pytorch/gpus-para-attention"}
+HUB = {
+    "onnx/ip-adapter",
+    "onnx/image-to-video",
+    "pytorch/transformer-cache",
+    "pytorch/gpus-xdit",
+    "pytorch/gpus-para-attention",
+}
 """Of models that are not embedded; other tests look at what they ask for."""
 
 
@@ -74,6 +81,18 @@ def test_the_recipe_with_an_ip_adapter(tiny: Path, tmp_path: Path) -> None:
     assert [o.kind for o in manifest.source.overlays] == ["ip_adapter"]
     again = recipes.from_manifest(manifest.model_copy(update={"recipe": None}))
     assert again.ip_adapters == [str(folder)]
+
+
+def test_the_recipe_for_clips_that_begin_with_a_picture(tmp_path: Path) -> None:
+    given = [f"model={make('ltx', tmp_path / 'ltx')}", f"output={tmp_path / 'out'}"]
+    given += ["components=[transformer]", "verify.enabled=false"]
+    recipe = recipes.read(recipes.find("onnx/image-to-video"), given)
+    assert [row.error for row in recipes.check(recipe)] == [None]
+    (row,) = recipes.run(recipe).rows
+    assert row.error is None and row.output is not None
+    manifest = Artifact.open(row.output).manifest
+    assert manifest.source.pipeline_class == "LTXImageToVideoPipeline"
+    assert recipes.from_manifest(manifest).task == "image-to-video"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,5 +1,5 @@
-"""What is laid over a checkpoint before it is exported: another autoencoder, ControlNets, an IP-Adapter,
-tokens, LoRAs, a scheduler."""
+"""What is laid over a checkpoint before it is exported: another task, another autoencoder, ControlNets, an
+IP-Adapter, tokens, LoRAs, a scheduler."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from exporter.checkpoints.overlays.controlnet import with_controlnets
 from exporter.checkpoints.overlays.ip_adapter import with_ip_adapter
 from exporter.checkpoints.overlays.lora import LoraRequest, with_loras
 from exporter.checkpoints.overlays.scheduler import with_scheduler
+from exporter.checkpoints.overlays.task import with_task
 from exporter.checkpoints.overlays.textual_inversion import with_tokens
 from exporter.checkpoints.overlays.vae import with_vae
 from exporter.errors import ArtifactError, CheckpointError
@@ -29,8 +30,9 @@ def lay_over(
     allow_pickle: bool = False,
     controlnets: Sequence[str] = (),
     ip_adapters: Sequence[str] = (),
+    task: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint with everything laid over it, in the order of the arguments.
+    """The checkpoint with everything laid over it.
 
     Args:
         vae: Folder of an `AutoencoderKL`, a whole checkpoint that has one, or a single file.
@@ -40,11 +42,15 @@ def lay_over(
         allow_pickle: Open pickled embeddings, autoencoders, ControlNets and IP-Adapters.
         controlnets: Folders, Hub ids or checkpoints of ControlNets; laid after the autoencoder.
         ip_adapters: One `SOURCE[:PATH]` of an IP-Adapter; laid after the ControlNets.
+        task: What the artifact is for, where a model does several things (`task.tasks_of`); the first of all.
 
     Raises:
         CheckpointError: A file is missing, damaged, or does not fit the checkpoint.
-        UsageError: A scale is no finite number, or the scheduler does not go with the model.
+        UsageError: A scale is no finite number, the scheduler does not go with the model, or the model does
+            not do that task.
     """
+    if task is not None:
+        checkpoint = with_task(checkpoint, task)
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, allow_pickle=allow_pickle)
     if controlnets:
@@ -68,6 +74,7 @@ def lay_again(
     Raises:
         ArtifactError: An overlay is missing, or has changed since.
     """
+    task = next((r.source for r in records if r.kind == "task"), None)
     vae = next((r.source for r in records if r.kind == "vae"), None)
     nets = [r.source for r in records if r.kind == "controlnet"]
     pictures = [r.source for r in records if r.kind == "ip_adapter"]
@@ -77,7 +84,7 @@ def lay_again(
     try:
         result = lay_over(
             checkpoint, vae=vae, textual_inversions=tokens, allow_pickle=allow_pickle, controlnets=nets,
-            ip_adapters=pictures,
+            ip_adapters=pictures, task=task,
         )  # fmt: skip
         if loras:
             requests = [LoraRequest(r.source, 1.0 if r.scale is None else r.scale) for r in loras]

@@ -13,10 +13,13 @@ from exporter.errors import CheckpointError
 from exporter.hashing import sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
+
+OVER = "pipeline_class"
+"""In the details of a record that changes the pipeline's class: that of the checkpoint below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,11 @@ class Overlaid(Checkpoint):
 
     def validate(self) -> None:
         self.base.validate()
+
+
+def class_below(records: Sequence[OverlayRecord], laid: str) -> str:
+    """The pipeline class of a checkpoint under its overlays, whose class with them is `laid`."""
+    return next((str(record.details[OVER]) for record in records if OVER in record.details), laid)
 
 
 def record_of(path: Path) -> FileRecord:

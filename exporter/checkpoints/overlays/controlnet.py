@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.artifact import OverlayRecord
 from exporter.checkpoints.checkpoint import SEVERAL, Checkpoint, read_json
-from exporter.checkpoints.overlays.base import Overlaid, record_of
+from exporter.checkpoints.overlays.base import OVER, Overlaid, record_of
 from exporter.checkpoints.safetensors_file import StoredTensor
 from exporter.checkpoints.safety import check_folder
 from exporter.checkpoints.small_files import as_json, folder_of, read_folder
@@ -23,8 +23,6 @@ CONTROLLED = {
     f"{family}{task}Pipeline": f"{family}ControlNet{task}Pipeline" for family in FAMILIES for task in TASKS
 }
 """Pipeline class → that of the same model with a ControlNet."""
-OVER = "pipeline_class"
-"""In the record's details: the class of the checkpoint below."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,6 @@ def with_controlnets(
     )
     laid = {name: net for name, (_, net) in zip(names, nets, strict=True)}
     return WithControlNets.over(checkpoint, records, root=folder_of(small), index=index, nets=laid)
-
-
-def class_below(records: Sequence[OverlayRecord], laid: str) -> str:
-    """The pipeline class of a checkpoint under its overlays, whose class with them is `laid`."""
-    return next((str(r.details[OVER]) for r in records if r.kind == "controlnet" and OVER in r.details), laid)
 
 
 def source_below(checkpoint: Checkpoint, folder: str) -> str | None:
