@@ -29,6 +29,7 @@ from exporter.targets.coreml.names import RESOURCES, compiled_name, package_of
 from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY, describe, module_map, owners
 from exporter.targets.coreml.options import CoremlOptions
 from exporter.targets.coreml.package import SCALARS_KEY
+from exporter.targets.coreml.sd3 import is_compiled
 
 if TYPE_CHECKING:
     from exporter.targets.coreml.compression import Smaller
@@ -93,7 +94,11 @@ def export(
             "attention": options.attention if has_attention(component.name) else "original",
             "deployment_target": options.deployment_target,
             "compute_units": options.compute_units,
-            "compiled": {"verdict": "INCONCLUSIVE", "command": commands(parts[0])},
+            **(
+                {"compiled": {"verdict": "INCONCLUSIVE", "command": commands(parts[0])}}
+                if is_compiled(component)
+                else {}
+            ),
             **({"compression": smaller.details} if smaller else {}),
         },
         dtype=stored_as(smaller.details) if smaller else options.dtype,
