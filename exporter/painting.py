@@ -182,8 +182,8 @@ def paint(
         control_scale: How much they count: one number for all or one for each; the pipeline's own when empty.
         ip_adapter_image: What the IP-Adapter looks at.
         ip_adapter_scale: How much that counts; 1 when None.
-        tokens: `max_sequence_length` of the pipeline. None takes what an artifact's components were baked for,
-            else the pipeline's own.
+        tokens: `max_sequence_length` of the pipeline. None takes what an artifact's components were baked
+            for, else the pipeline's own.
 
     Raises:
         UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.artifact import SizeRecord, TensorRecord
+from exporter.errors import UnsupportedError
 from exporter.progress import Progress
 from exporter.targets.base import (
     Estimate,
@@ -46,10 +47,15 @@ def estimate(component: Component, options: Options) -> Estimate:
     coremltools holds the weights in float32, and the result.
 
     Raises:
-        UnsupportedError: Apple's runners know no such component.
+        UnsupportedError: Apple's runners know no such component, or not in chunks.
     """
     check_known(component)
     checked = options if isinstance(options, CoremlOptions) else CoremlOptions(**options.model_dump())
+    if checked.chunk and component.name == "transformer":
+        raise UnsupportedError(
+            "Swift's runner opens the transformer of Stable Diffusion 3 in one piece.",
+            hint="Leave out --chunk; --quantize int8 makes the package smaller.",
+        )
     bits = 8 * ITEM_BYTES[for_component(component, checked).dtype]
     scheme = checked.compression(component.name)
     if scheme is not None:

@@ -163,8 +163,8 @@ def deployment_target(name: str) -> Any:
 
 
 def register_operators() -> None:
-    """`alias` is to coremltools what `alias_copy` is, `gelu` keeps its form, and the exponential of a constant
-    is PyTorch's.
+    """`alias` is to coremltools what `alias_copy` is, `gelu` keeps its form, and the exponential of a
+    constant is PyTorch's.
 
     coremltools reads the form only where it is given by place; torch's exporter gives `approximate` by name,
     so that every tanh form became the exact one. And it folds constants with numpy, whose exponential differs

@@ -374,7 +374,7 @@ def to_apple(binding: Binding, array: np.ndarray, shape: tuple[int, ...]) -> np.
 
 
 def to_ours(binding: Binding | None, array: np.ndarray) -> np.ndarray:
-    """An output of Apple's form as ours; one that is unknown or whose shape does not have the form as it is."""
+    """An output of Apple's form as ours; as it is where it is unknown or its shape does not have the form."""
     if binding is not None and binding.form == "text" and array.ndim == 4 and array.shape[2] == 1:
         return np.ascontiguousarray(array[:, :, 0, :].transpose(0, 2, 1))
     return array

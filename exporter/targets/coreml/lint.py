@@ -175,8 +175,8 @@ def input_names(subject: Subject) -> list[str]:
 def output_names(subject: Subject) -> list[str]:
     """`pipeline.py` reads `last_hidden_state`, `noise_pred` and `image` by name, and
     `TextEncoder.encode(ids:)` in Swift `last_hidden_state`; for SDXL both read `hidden_embeds` and
-    `pooled_outputs` (`TextEncoderXL.encode(ids:)`), of T5 Swift reads `encoder_hidden_states`. Every output of
-    a ControlNet is an input of the UNet."""
+    `pooled_outputs` (`TextEncoderXL.encode(ids:)`), of T5 Swift reads `encoder_hidden_states`. Every output
+    of a ControlNet is an input of the UNet."""
     xl = is_xl_text(subject.component, list(subject.outputs))
     names = list(subject.outputs)
     wanted = OUTPUTS["text_encoder_2"] if xl else output_bindings(subject.component, names)

@@ -1,17 +1,18 @@
 """Stable Diffusion 3 and 3.5 as `StableDiffusion3Pipeline` of Apple's Swift package reads them.
 
-From apple/ml-stable-diffusion (commit e12202c), `swift/StableDiffusion/pipeline/StableDiffusion3Pipeline.swift`
-(and `…+Resources.swift`), `MultiModalDiffusionTransformer.swift`, `TextEncoderT5.swift`, `Encoder.swift`:
+From apple/ml-stable-diffusion (commit e12202c), below `swift/StableDiffusion/pipeline`:
+`StableDiffusion3Pipeline.swift` (and `…+Resources.swift`), `MultiModalDiffusionTransformer.swift`,
+`TextEncoderT5.swift`, `Encoder.swift`:
 
-- The text of the transformer are CLIP's 77 tokens (both encoders side by side, zeros up to T5's width) and the
+- The text of the transformer is CLIP's 77 tokens (both encoders side by side, zeros up to T5's width) and the
   first 77 of T5's; zeros where there is no `TextEncoderT5`. diffusers makes the same numbers of a prompt with
   `max_sequence_length=77`.
-- T5 gets `input_ids` as the tokenizer of diffusers gives them, padded to the tokens of the model, and an
-  `attention_mask`. A T5 that takes no mask reads the padding, as it does in diffusers, so that is what is made
-  here: a Core ML model leaves unread what it has no input for (Swift's second chunk of a UNet relies on it).
+- T5 gets `input_ids`, words, an end and padding to the tokens of the model, as diffusers pads them, and an
+  `attention_mask`. diffusers gives none: T5 reads the padding. So does the T5 made here, which has no such
+  input; a Core ML model leaves unread what it has no input for (Swift's chunks of a UNet rely on it).
 - Widths stand in the code: 768 and 1280 channels of CLIP, 4096 of T5.
 - `Encoder.encode` takes the first four channels for the mean and the next four for the log-variance, so no
-  encoder of 16 channels serves it.
+  encoder of 16 channels serves it; and `DiscreteFlowScheduler` has no `alphasCumProd`, which `addNoise` reads.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def check(component: Component) -> None:
         taken, given = component.inputs[0].dims[1], component.outputs[0].dims[1]
         if taken != given:
             raise UnsupportedError(
-                f"Swift's runner gives the transformer latents and nothing beside them; this one takes {taken} "
-                f"channels and gives {given}.",
+                "Swift's runner gives the transformer latents and nothing beside them; this one takes "
+                f"{taken} channels and gives {given}.",
                 hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
             )
         return
@@ -66,10 +67,10 @@ def check(component: Component) -> None:
     missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     if missing:
         raise UnsupportedError(
-            f"Swift's runner reads tokenizer_3/{missing[0]}, which {component.checkpoint.source} lacks; without "
-            "it, it would leave T5 out and not say so.",
-            hint="Save the tokenizer once more with transformers' fast T5 tokenizer, or convert without "
-            "--component text_encoder_3.",
+            f"Swift's runner reads tokenizer_3/{missing[0]}, which {component.checkpoint.source} lacks; "
+            "without it, it would leave T5 out and not say so.",
+            hint="Save the tokenizer again with transformers' T5TokenizerFast, or name every component but "
+            "text_encoder_3 with --component.",
         )
 
 
