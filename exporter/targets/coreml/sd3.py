@@ -12,7 +12,8 @@ From apple/ml-stable-diffusion (commit e12202c), below `swift/StableDiffusion/pi
   input; a Core ML model leaves unread what it has no input for (Swift's chunks of a UNet rely on it).
 - Widths stand in the code: 768 and 1280 channels of CLIP, 4096 of T5.
 - `Encoder.encode` takes the first four channels for the mean and the next four for the log-variance, so no
-  encoder of 16 channels serves it; and `DiscreteFlowScheduler` has no `alphasCumProd`, which `addNoise` reads.
+  encoder of 16 channels serves it; and `DiscreteFlowScheduler` fills no `alphasCumProd`,
+  which `addNoise` reads.
 """
 
 from __future__ import annotations
