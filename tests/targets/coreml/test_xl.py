@@ -140,7 +140,7 @@ def test_a_unet_with_an_input_that_apple_lacks_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_text_encoder_in_fewer_bits_is_judged_with_its_own_weights(xl: Path, tmp_path: Path) -> None:
-    """It gives some of its outputs only; for that it was judged by the checkpoint's weights: 3.4 times off."""
+    """It gives some of its outputs only; for that it was judged by the checkpoint's: 3.4 times the limit."""
     plan = make_plan(
         str(xl), "coreml", tmp_path / "out", options={"quantize": ["int8"]}, components=["text_encoder_2"],
         verify=False,
