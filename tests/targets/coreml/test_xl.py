@@ -148,3 +148,16 @@ def test_a_text_encoder_in_fewer_bits_is_judged_with_its_own_weights(xl: Path, t
     artifact = convert(plan).artifact
     report = verify(artifact.root, steps=2, samples=2, prompts=["a red star"], cache=tmp_path / "truths")
     assert [c.verdict for c in report.components] == ["PASS"], report.summary
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("sdxl", "text_encoder"), ("sd3", "transformer"), ("sd3", "text_encoder_2")]
+)
+def test_weights_that_a_component_holds_stay_with_it(family: str, name: str, tmp_path: Path) -> None:
+    """Those with a LoRA in them, and those of a quantised file: Apple's form of it has the same."""
+    source = make(family, tmp_path / family)
+    component = next(c for c in components_of(resolve(str(source))) if c.name == name)
+    own = dict(component.weights)
+    other = as_apple(component.holding(own))
+    assert other is not component
+    assert other.weights is own and other.reference_weights is own
