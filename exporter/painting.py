@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exporter.architectures.controlnet import control_argument
+from exporter.architectures.stable_diffusion_3 import PIPELINES, t5_tokens
 from exporter.calls import as_written, at_the_size_asked_for, watched
 from exporter.control import following
 from exporter.errors import InputError, UsageError
@@ -52,6 +53,17 @@ def _baked(pipeline: Any) -> Sequence[int | str] | None:
         if len(dims) == 4:
             return list(dims[2:])
     return None
+
+
+def baked_tokens(pipeline: Any) -> int | None:
+    """`max_sequence_length` with which a pipeline of Stable Diffusion 3 makes the text that an artifact's
+    components were baked for; None where any length does, and of other pipelines."""
+    if not type(pipeline).__name__.startswith(PIPELINES):
+        return None
+    modules = {name: getattr(pipeline, name, None) for name in ("transformer", "text_encoder_3")}
+    runners = {name: getattr(module, "runner", None) for name, module in modules.items()}
+    inputs = {name: runner.inputs for name, runner in runners.items() if runner is not None}
+    return t5_tokens(inputs, int(pipeline.tokenizer_max_length))
 
 
 def _step(pipeline: Any) -> int:
@@ -151,6 +163,7 @@ def paint(
     control_scale: Sequence[float] = (),
     ip_adapter_image: Image | None = None,
     ip_adapter_scale: float | None = None,
+    tokens: int | None = None,
     progress: Progress | None = None,
 ) -> list[Image]:
     """Paint each prompt from the same seed, so that a picture does not depend on its neighbours.
@@ -169,6 +182,8 @@ def paint(
         control_scale: How much they count: one number for all or one for each; the pipeline's own when empty.
         ip_adapter_image: What the IP-Adapter looks at.
         ip_adapter_scale: How much that counts; 1 when None.
+        tokens: `max_sequence_length` of the pipeline. None takes what an artifact's components were baked
+            for, else the pipeline's own.
 
     Raises:
         UsageError: A size the VAE's factor does not divide, or that the artifact was not baked for; a
@@ -198,6 +213,8 @@ def paint(
     given = {name: value for name, value in given.items() if name in known}
     if negative_prompt is None:  # its default: of some pipelines the empty prompt
         given.pop("negative_prompt", None)
+    tokens = baked_tokens(pipeline) if tokens is None else tokens
+    given |= {"max_sequence_length": tokens} if tokens is not None else {}
     given |= at_the_size_asked_for(known) | as_written(known)
     given |= seen | following(pipeline, control, control_scale, (width, height), shape or (width, height))
     if image is not None:

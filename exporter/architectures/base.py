@@ -182,6 +182,7 @@ class Component:
         reference: Computes the same by the library's own code; what artifacts are judged against, where it
             is not this component itself.
         decides: What it decides by comparing numbers, where it does.
+        held: Weights in the place of the checkpoint's, for itself and as its own reference: `holding`.
     """
 
     name: str
@@ -210,6 +211,7 @@ class Component:
     beside: str | None = None
     reference: Component | None = None
     decides: Decisions | None = None
+    held: dict[str, StoredTensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -219,11 +221,15 @@ class Component:
     @cached_property
     def weights(self) -> dict[str, StoredTensor]:
         """Every weight in use by the adapter's parameter name (`inner.…`), on disk, not yet read."""
+        if self.held is not None:
+            return self.held
         return self._in_use(self.checkpoint.stored(self.folder))
 
     @cached_property
     def reference_weights(self) -> dict[str, StoredTensor]:
         """As `weights`, for the reference: the same but for sources that are changed on their way."""
+        if self.held is not None:
+            return self.held
         return self._in_use(self.checkpoint.reference_stored(self.folder))
 
     def fused(self) -> Component:
@@ -235,10 +241,7 @@ class Component:
 
     def holding(self, weights: dict[str, StoredTensor]) -> Component:
         """The component with other weights, which it is its own reference for."""
-        other = replace(self, reference=None)
-        # Cached properties: given a value, they are never read from the checkpoint.
-        other.__dict__["weights"] = other.__dict__["reference_weights"] = weights
-        return other
+        return replace(self, reference=None, held=weights)
 
     def _in_use(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         renamed = {}
@@ -328,7 +331,7 @@ class Component:
 
 def whole_module(component: Component, dtype: torch.dtype | None = None, device: Device = None) -> nn.Module:
     """As `reference_module`, the library's own module with all its weights: of an autoencoder both halves."""
-    return replace(component, used=()).reference_module(dtype, device).get_submodule("inner")
+    return replace(component, used=(), held=None).reference_module(dtype, device).get_submodule("inner")
 
 
 def check_weights(

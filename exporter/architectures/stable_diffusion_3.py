@@ -6,7 +6,8 @@ pooled text); T5's tokens follow theirs. A checkpoint without T5 works too: the 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from exporter.architectures._parts import adapter, expect_class, part_config
 from exporter.architectures._t5 import t5_text_encoder
@@ -16,9 +17,14 @@ from exporter.architectures._vae import vae_components, vae_factor
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.checkpoints import Checkpoint
 
+if TYPE_CHECKING:
+    from exporter.artifact import TensorRecord
+
 T5_TOKENS = 256
 """`max_sequence_length` of the pipelines."""
 CLASS = "SD3Transformer2DModel"
+PIPELINES = "StableDiffusion3"
+"""What the names of the family's pipelines begin with."""
 
 
 def components(checkpoint: Checkpoint) -> list[Component]:
@@ -45,6 +51,28 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     denoiser = _transformer(checkpoint, "transformer", native(tokens + T5_TOKENS), texts)
     autoencoder = [] if "vae" in lacking else vae_components(checkpoint, native(tokens))
     return [*texts, denoiser, *autoencoder]
+
+
+def t5_tokens(inputs: Mapping[str, Sequence[TensorRecord]], clip: int) -> int | None:
+    """`max_sequence_length` that makes a pipeline's text as long as an artifact's components take it.
+
+    Args:
+        inputs: Component → its inputs as the artifact declares them.
+        clip: Tokens of the CLIP encoders, which precede T5's.
+
+    Returns:
+        None where the length is free, or nothing that tells it is among the components.
+    """
+    baked = {
+        name: spec.dims[1]
+        for name, specs in inputs.items()
+        for spec in specs
+        if spec.name == {"transformer": "encoder_hidden_states", "text_encoder_3": "input_ids"}.get(name)
+    }
+    joined, alone = baked.get("transformer"), baked.get("text_encoder_3")
+    if isinstance(joined, int):
+        return joined - clip
+    return alone if isinstance(alone, int) else None
 
 
 def _transformer(checkpoint: Checkpoint, folder: str, native: Size, texts: list[Component]) -> Component:

@@ -134,7 +134,8 @@ class Job:
         from exporter.parity.reference import plan_of
 
         static, s = self.artifact.manifest.options.get("static"), self.settings
-        return plan_of(self.checkpoint, static, prompts=s.prompts, steps=s.steps, seed=s.seed)
+        inputs = {record.name: record.inputs for record in self.artifact.manifest.components}
+        return plan_of(self.checkpoint, static, prompts=s.prompts, steps=s.steps, seed=s.seed, inputs=inputs)
 
     def _paint_reference(
         self, components: Sequence[Component] | None = None, checkpoint: Checkpoint | None = None

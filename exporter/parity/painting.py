@@ -47,6 +47,7 @@ class Plan:
         height / width: Pixels.
         seed: Picture `i` starts from the noise of `seed + i`.
         frames: Of each clip; 1 of a model of pictures.
+        tokens: `max_sequence_length` of the pipeline; None is its own.
     """
 
     prompts: tuple[str, ...]
@@ -57,6 +58,7 @@ class Plan:
     batch: int = 1
     guidance: float = 7.5
     frames: int = 1
+    tokens: int | None = None
 
     def groups(self) -> list[list[int]]:
         """Indices of the prompts of every call; the last one is filled up by repetition."""
@@ -184,6 +186,7 @@ def _encode(pipeline: Any, plan: Plan, prompts: list[str]) -> Any:
     own = inspect.signature(pipeline.__call__).parameters.get("complex_human_instruction")
     if own is not None:  # what a Sana pipeline puts before every prompt
         given["complex_human_instruction"] = own.default
+    given |= {"max_sequence_length": plan.tokens} if plan.tokens is not None else {}
     given = {name: value for name, value in given.items() if name in known}
     return [one for further in texts(known) for one in pipeline.encode_prompt(**given, **further)]
 

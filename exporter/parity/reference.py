@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from exporter.architectures import Component
+    from exporter.artifact import TensorRecord
     from exporter.checkpoints import Checkpoint
     from exporter.parity.painting import Painted, Plan
 
@@ -39,6 +40,7 @@ def plan_of(
     prompts: Sequence[str] | None,
     steps: int,
     seed: int,
+    inputs: Mapping[str, Sequence[TensorRecord]] | None = None,
 ) -> Plan:
     """What is painted.
 
@@ -47,9 +49,11 @@ def plan_of(
             frames; None is the native size.
         prompts: None or nothing takes `default_prompts`.
         steps: More are taken where a technique's graphs are not all called in so few.
+        inputs: Component → its inputs as an artifact declares them: a text whose length is baked is as long.
     """
     from exporter.architectures import components_of
     from exporter.architectures.baked.driving import driver_of
+    from exporter.architectures.stable_diffusion_3 import PIPELINES, t5_tokens
     from exporter.parity.painting import Plan
 
     components = components_of(checkpoint)
@@ -59,7 +63,11 @@ def plan_of(
     driver = driver_of(checkpoint.techniques)
     steps = max(steps, driver.least_steps if driver is not None else 1)
     frames = int(rest[0] if rest else clip)
-    return Plan(chosen, steps, seed, int(height), int(width), int(batch), frames=frames)
+    tokens = None
+    if checkpoint.pipeline_class.startswith(PIPELINES):
+        clip = next((c.native.sequence for c in components if c.name == "text_encoder"), 0)
+        tokens = t5_tokens(inputs or {}, clip)
+    return Plan(chosen, steps, seed, int(height), int(width), int(batch), frames=frames, tokens=tokens)
 
 
 def paint_reference(

@@ -5,6 +5,8 @@ Needs python_coreml_stable_diffusion (apple/ml-stable-diffusion), which is in no
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,61 @@ def test_two_controlnets_in_apples_python_pipeline(tmp_path: Path, monkeypatch: 
     print(f"from diffusers' picture: {right:.4f} of 255, with exchanged drawings {exchanged:.4f}")
     assert right < 0.5
     assert right < exchanged, "each reads its own"
+
+
+def apples_sources() -> Path:
+    """The folder of Apple's Python package; its modules import packages that need not be here."""
+    found = importlib.util.find_spec("python_coreml_stable_diffusion")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("python_coreml_stable_diffusion is not installed")
+    return Path(found.submodule_search_locations[0])
+
+
+@pytest.mark.interop
+def test_apples_converter_has_the_same_names() -> None:
+    """Of compiled models, and of what the transformer of Stable Diffusion 3 takes and gives."""
+    from exporter.targets.coreml.layout import INPUTS, OUTPUTS
+    from exporter.targets.coreml.names import RESOURCE_NAMES
+
+    text = (apples_sources() / "torch2coreml.py").read_text()
+    theirs = dict(
+        re.findall(r'\("([\w-]+)", "(\w+)"\)', text[text.index("for source_name, target_name in") :])
+    )
+    assert theirs["mmdit"] == "MultiModalDiffusionTransformer"
+    ours = {
+        name: title for name, title in RESOURCE_NAMES.items() if name != "text_encoder_3"
+    }  # T5 is fetched
+    assert ours == {name: title for name, title in theirs.items() if name in ours}
+    assert f'"{RESOURCE_NAMES["text_encoder_3"]}.mlmodelc"' in text, "T5 is fetched, not converted"
+    body = text[text.index("def convert_mmdit") : text.index("def convert_safety_checker")]
+    for side, bindings in (("input", INPUTS["transformer"]), ("output", OUTPUTS["transformer"])):
+        named = re.findall(rf'{side}_description\["(\w+)"\]', body)
+        assert sorted(named) == sorted(binding.name for binding in bindings)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("family", ["sd3", "sd35"])
+def test_coremltools_reads_what_swift_is_to_open(family: str, tmp_path: Path) -> None:
+    """Specification, weights and every operation, by coremltools' own loader."""
+    import coremltools
+    from coremltools.converters.mil.frontend.milproto.load import load as read
+
+    source = make(family, tmp_path / f"tiny-{family}")
+    names = ["transformer", *(["text_encoder_3"] if family == "sd3" else [])]
+    plan = make_plan(str(source), "coreml", tmp_path / "out", components=names, verify=False)
+    artifact = convert(plan).artifact
+    for record in artifact.manifest.components:
+        path = str(artifact.root / record.entry)
+        model = coremltools.models.MLModel(path, skip_model_load=True)
+        spec = model.get_spec()
+        program = read(spec, spec.specificationVersion, model.weights_dir)
+        inputs = {name: tuple(var.shape) for name, var in program.functions["main"].inputs.items()}
+        if record.name == "transformer":
+            assert inputs == {
+                "latent_image_embeddings": (2, 16, 8, 8),
+                "timestep": (2,),
+                "token_level_text_embeddings": (2, 64, 1, 154),
+                "pooled_text_embeddings": (2, 48, 1, 1),
+            }
+        else:
+            assert inputs == {"input_ids": (1, 77)}

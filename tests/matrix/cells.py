@@ -160,20 +160,21 @@ def _paint(
     import numpy as np
 
     from exporter.clips import film, in_one_picture
+    from exporter.painting import baked_tokens
     from exporter.pipeline import load, paint
     from tests.families import VIDEO
 
     given = settings_of(family)
 
-    def made(place: Path, hint: str | None, **laid: Any) -> Any:
-        pipeline = load(place, precision_hint=hint, **laid)
+    def made(pipeline: Any) -> Any:
         if family in VIDEO or family in BEGUN:
             return in_one_picture(film(pipeline, "3", **given))
         return paint(pipeline, ["3"], steps=STEPS, **given)[0]
 
-    mine, theirs = (
-        np.asarray(picture).astype(int) for picture in (made(artifact, "f32"), made(source, None, **intake))
-    )
+    exported = load(artifact, precision_hint="f32")
+    tokens = baked_tokens(exported)
+    given |= {"tokens": tokens} if tokens is not None else {}  # the reference reads as long a text
+    mine, theirs = (np.asarray(made(each)).astype(int) for each in (exported, load(source, **intake)))
     if mine.shape != theirs.shape:
         raise ValueError(f"the picture is {mine.shape}, the reference's {theirs.shape}")
     return int(np.abs(mine - theirs).max()), max(CLOSE.get(dtype, ROUGH) for dtype in dtypes)

@@ -75,11 +75,16 @@ class CoremlTarget(Target):
         return [*apple(repo, manifest), *super().clients(repo, manifest), specification(repo)]
 
     def afterwards(self, manifest: Manifest) -> list[str]:
+        from exporter.targets.coreml.sd3 import PIPELINES, other_widths
+
         compiled = [record.details.get("compiled", {}) for record in manifest.components]
         commands = [str(c["command"]) for c in compiled if c.get("verdict") == "INCONCLUSIVE"]
         if not commands or sys.platform == "darwin":
             return []
         lines = [line for command in commands for line in command.split(" && ")]
+        if manifest.source.pipeline_class.startswith(PIPELINES):
+            odd = other_widths(manifest.components)
+            lines += [f"Swift's widths are those of the published models: {odd[0]}."] if odd else []
         return [
             "Swift opens compiled models, which a Mac with Xcode makes: sh Resources/compile.sh runs",
             *lines,

@@ -8,6 +8,7 @@ from exporter.artifact import Manifest
 from exporter.targets.base import PROMPT, Client
 from exporter.targets.coreml.layout import kind_of
 from exporter.targets.coreml.names import CONTROLNET_PREFIX, compiled_name
+from exporter.targets.coreml.sd3 import PIPELINES, other_widths
 
 SPECIFICATION = """\
 from pathlib import Path
@@ -32,12 +33,18 @@ def apple(repo: str, manifest: Manifest) -> list[Client]:
     swift_nets = f" --controlnet {names} --controlnet-inputs{pictures}" if nets else ""
     ids = " ".join(Path(entry).stem.removeprefix(CONTROLNET_PREFIX) for entry in nets)
     python_nets = f" --controlnet {ids} --controlnet-inputs{pictures}" if nets else ""
+    if manifest.source.pipeline_class.startswith(PIPELINES):
+        if other_widths(manifest.components):
+            return []
+        swift_nets = " --sd3"
     swift = (
         f"{fetch}\nsh model/Resources/compile.sh\n"
         "git clone https://github.com/apple/ml-stable-diffusion && cd ml-stable-diffusion\n"
         f'swift run StableDiffusionSample "{PROMPT}" --resource-path ../model/Resources --seed 7{swift_nets}'
     )
     clients = [Client("Swift (ml-stable-diffusion)", "", "sh", swift, system="macOS")]
+    if manifest.source.pipeline_class.startswith(PIPELINES):
+        return clients  # the Python runner knows no such pipeline
     source = manifest.source.source
     # the Python runner opens a UNet in one package only, and reads the inputs of a package of one size
     swift_only = bool(manifest.options.get("chunk")) or bool(manifest.sizes())

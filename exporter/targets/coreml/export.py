@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.architectures.base import Component, Size, TensorSpec
 from exporter.artifact import SizeRecord, TensorRecord
+from exporter.errors import UnsupportedError
 from exporter.progress import Progress
 from exporter.targets.base import (
     Estimate,
@@ -29,6 +30,7 @@ from exporter.targets.coreml.names import RESOURCES, compiled_name, package_of
 from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY, describe, module_map, owners
 from exporter.targets.coreml.options import CoremlOptions
 from exporter.targets.coreml.package import SCALARS_KEY
+from exporter.targets.coreml.sd3 import is_compiled
 
 if TYPE_CHECKING:
     from exporter.targets.coreml.compression import Smaller
@@ -45,10 +47,15 @@ def estimate(component: Component, options: Options) -> Estimate:
     coremltools holds the weights in float32, and the result.
 
     Raises:
-        UnsupportedError: Apple's runners know no such component.
+        UnsupportedError: Apple's runners know no such component, or not in chunks.
     """
     check_known(component)
     checked = options if isinstance(options, CoremlOptions) else CoremlOptions(**options.model_dump())
+    if checked.chunk and component.name == "transformer":
+        raise UnsupportedError(
+            "Swift's runner opens the transformer of Stable Diffusion 3 in one piece.",
+            hint="Leave out --chunk; --quantize int8 makes the package smaller.",
+        )
     bits = 8 * ITEM_BYTES[for_component(component, checked).dtype]
     scheme = checked.compression(component.name)
     if scheme is not None:
@@ -93,7 +100,11 @@ def export(
             "attention": options.attention if has_attention(component.name) else "original",
             "deployment_target": options.deployment_target,
             "compute_units": options.compute_units,
-            "compiled": {"verdict": "INCONCLUSIVE", "command": commands(parts[0])},
+            **(
+                {"compiled": {"verdict": "INCONCLUSIVE", "command": commands(parts[0])}}
+                if is_compiled(component)
+                else {}
+            ),
             **({"compression": smaller.details} if smaller else {}),
         },
         dtype=stored_as(smaller.details) if smaller else options.dtype,

@@ -163,11 +163,14 @@ def deployment_target(name: str) -> Any:
 
 
 def register_operators() -> None:
-    """`alias` is to coremltools what `alias_copy` is, and `gelu` keeps its form.
+    """`alias` is to coremltools what `alias_copy` is, `gelu` keeps its form, and the exponential of a
+    constant is PyTorch's.
 
     coremltools reads the form only where it is given by place; torch's exporter gives `approximate` by name,
-    so that every tanh form became the exact one.
+    so that every tanh form became the exact one. And it folds constants with numpy, whose exponential differs
+    from PyTorch's in the last bit: of a timestep's frequencies a thousand times that reaches the sine.
     """
+    import torch
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.frontend.torch import ops
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as REGISTRY
@@ -183,7 +186,16 @@ def register_operators() -> None:
         mode = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[form]
         context.add(Builder.gelu(x=given[0], mode=mode, name=node.name))
 
+    def exp(context: Any, node: Any) -> None:
+        (x,) = ops._get_inputs(context, node, expected=1)
+        if isinstance(x.val, np.ndarray) and x.val.dtype == np.float32:
+            made = Builder.const(val=torch.from_numpy(x.val).exp().numpy(), name=node.name)
+        else:
+            made = Builder.exp(x=x, name=node.name)
+        context.add(made)
+
     REGISTRY.name_to_func_mapping["gelu"] = gelu
+    REGISTRY.name_to_func_mapping["exp"] = exp
 
 
 def start_names() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import UnsupportedError
+from exporter.targets.coreml import sd3
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +32,8 @@ class Binding:
         name: Apple's name, in the package.
         ours: The component's name.
         half: Whether Apple's runners feed it as float16.
-        form: How the two shapes differ: `same`, `text` ((b, s, c) ↔ (b, c, 1, s)) or `rows`
-            (a scalar repeated for every row).
+        form: How the two shapes differ: `same`, `text` ((b, s, c) ↔ (b, c, 1, s)), `pooled`
+            ((b, c) ↔ (b, c, 1, 1)) or `rows` (a scalar repeated for every row).
         xl: Of SDXL only.
         exact: A number to be taken as it is: rounding it asks another question.
     """
@@ -48,6 +49,13 @@ class Binding:
 INPUTS: dict[str, tuple[Binding, ...]] = {
     "text_encoder": (Binding("input_ids", "input_ids"),),
     "text_encoder_2": (Binding("input_ids", "input_ids"),),
+    "text_encoder_3": (Binding("input_ids", "input_ids"),),
+    "transformer": (
+        Binding("latent_image_embeddings", "hidden_states"),
+        Binding("token_level_text_embeddings", "encoder_hidden_states", form="text"),
+        Binding("pooled_text_embeddings", "pooled_projections", form="pooled"),
+        Binding("timestep", "timestep"),
+    ),
     "unet": (
         Binding("sample", "sample", half=True),
         Binding("timestep", "timestep", half=True, form="rows"),
@@ -80,6 +88,8 @@ OUTPUTS: dict[str, tuple[Binding, ...]] = {
         Binding("pooled_outputs", "pooler_output"),
     ),
     "text_encoder_2": (Binding(HIDDEN, HIDDEN), Binding("pooled_outputs", "text_embeds")),
+    "text_encoder_3": (Binding("encoder_hidden_states", "last_hidden_state", form="text"),),
+    "transformer": (Binding("denoiser_output", "out_hidden_states"),),
     "unet": (Binding("noise_pred", "out_sample"),),
     "vae_decoder": (Binding("image", "sample"),),
     "vae_encoder": (Binding("latent", "latent_parameters"),),
@@ -101,11 +111,26 @@ DESCRIPTIONS = {
     "x": "The picture in [-1, 1].",
     "latent": "Mean and log-variance of the latents, before the scaling factor.",
     "controlnet_cond": "The picture to follow in [0, 1], for both rows.",
+    "latent_image_embeddings": "Noisy latents of both rows of classifier-free guidance.",
+    "token_level_text_embeddings": "Text of both rows (the prompt's first) as (row, width, 1, token): CLIP's "
+    "77 tokens, zeros beside them, and T5's 77, or zeros for these.",
+    "pooled_text_embeddings": "Text of both rows as one vector: pooled_outputs of both CLIP encoders.",
+    "denoiser_output": "What the scheduler takes as the model's output for the latents.",
 }
+OUTPUT_DESCRIPTIONS = {
+    "encoder_hidden_states": "The text as (row, width, 1, token), padding included and read.",
+}
+"""Of outputs that are called like an input of another package."""
 
 
-def description(name: str) -> str:
-    """What a tensor of Apple's is, in a sentence."""
+def description(name: str, *, given: bool = False) -> str:
+    """What a tensor of Apple's is, in a sentence.
+
+    Args:
+        given: It is an output.
+    """
+    if given and name in OUTPUT_DESCRIPTIONS:
+        return OUTPUT_DESCRIPTIONS[name]
     if name.startswith(RESIDUAL):
         return "What the ControlNet adds to a layer of the UNet; several ControlNets are summed."
     return DESCRIPTIONS[name]
@@ -150,7 +175,7 @@ def layout_of(component: Component, size: Size, dtype: str) -> Layout:
             )
             for b in inputs
         ),
-        tuple(Feature(b.name, shapes[b.ours], "float32") for b in outputs),
+        tuple(Feature(b.name, apple_shape(b, shapes[b.ours], rows), "float32") for b in outputs),
     )
 
 
@@ -259,16 +284,10 @@ def check_known(component: Component) -> None:
             f"{component.name} of this checkpoint reads {inputs['controlnet_cond'].dims[1]}.",
             hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors.",
         )
-    pipeline = component.checkpoint.pipeline_class
-    if pipeline.startswith("StableDiffusion3") and component.name in ("transformer", "text_encoder_3"):
-        raise UnsupportedError(
-            f"The {component.name} ({component.class_name}) of a {pipeline} is not converted to Core ML yet: "
-            "Swift's runner reads 77 tokens of CLIP and 77 of T5, and nothing here verifies the model "
-            "with those.",
-            hint="Convert it --to onnx, openvino, torchscript, pt2 or safetensors; --component text_encoder, "
-            "text_encoder_2, vae_decoder and vae_encoder go to Core ML.",
-        )
-    if kind not in INPUTS or component.class_name in STRANGE_TEXTS:
+    if sd3.reads(component):
+        sd3.check(component)
+        return
+    if kind not in INPUTS or kind in sd3.PARTS or component.class_name in STRANGE_TEXTS:
         raise UnsupportedError(
             f"Core ML packages are made for Apple's runners, and those know no {component.name} "
             f"({component.class_name}), which a {component.checkpoint.pipeline_class} has.",
@@ -289,7 +308,9 @@ def is_xl_text(name: str, outputs: Sequence[str]) -> bool:
 
 def as_apple(component: Component) -> Component:
     """The component with the outputs that Apple's packages have: of SDXL's text encoders the state before the
-    last layer and the pooled text, of all others every output."""
+    last layer and the pooled text, of all others every output; with the tokens that Swift gives those of
+    Stable Diffusion 3."""
+    component = sd3.sized(component)
     if not is_xl_text(component.name, [spec.name for spec in component.outputs]):
         return component
     names = [spec.name for spec in component.outputs]
@@ -316,7 +337,10 @@ def as_apple(component: Component) -> Component:
 
 def needs_float32(component: Component) -> bool:
     """Whether a component's values leave float16's range: the autoencoder of SDXL, unless its config says
-    that it was mended (`force_upcast`). Apple's converter keeps it in float32 too."""
+    that it was mended (`force_upcast`), and of Stable Diffusion 3 the transformer and T5. Apple's converter
+    keeps autoencoder and transformer in float32 too."""
+    if sd3.reads(component):
+        return True
     is_xl = "text_encoder_2" in component.checkpoint.component_classes
     return is_xl and component.name.startswith("vae_") and bool(component.config.get("force_upcast", True))
 
@@ -326,6 +350,8 @@ def apple_shape(binding: Binding, shape: tuple[int, ...], rows: int) -> tuple[in
     if binding.form == "text":
         batch, tokens, width = shape
         return (batch, width, 1, tokens)
+    if binding.form == "pooled":
+        return (*shape, 1, 1)
     return (rows,) if binding.form == "rows" else shape
 
 
@@ -333,6 +359,8 @@ def our_shape(binding: Binding, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Our shape of a tensor of Apple's; a shape that does not have the form stays as it is."""
     if binding.form == "text" and len(shape) == 4:
         return (shape[0], shape[3], shape[1])
+    if binding.form == "pooled" and len(shape) == 4:
+        return shape[:2]
     return () if binding.form == "rows" and len(shape) == 1 else shape
 
 
@@ -340,4 +368,13 @@ def to_apple(binding: Binding, array: np.ndarray, shape: tuple[int, ...]) -> np.
     """Our array in Apple's form (a view where it can be one)."""
     if binding.form == "text":
         return array.transpose(0, 2, 1)[:, :, None, :]
+    if binding.form == "pooled":
+        return array[:, :, None, None]
     return np.broadcast_to(array.reshape(()), shape) if binding.form == "rows" else array
+
+
+def to_ours(binding: Binding | None, array: np.ndarray) -> np.ndarray:
+    """An output of Apple's form as ours; as it is where it is unknown or its shape does not have the form."""
+    if binding is not None and binding.form == "text" and array.ndim == 4 and array.shape[2] == 1:
+        return np.ascontiguousarray(array[:, :, 0, :].transpose(0, 2, 1))
+    return array

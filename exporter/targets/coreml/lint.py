@@ -22,8 +22,9 @@ from exporter.targets.coreml.layout import (
     kind_of,
     output_bindings,
 )
-from exporter.targets.coreml.names import CONTROLLED, CONTROLNET_PREFIX, PREFIX
+from exporter.targets.coreml.names import CONTROLLED, CONTROLNET_PREFIX, ENDINGS, PREFIX
 from exporter.targets.coreml.package import Functions, Package
+from exporter.targets.coreml.sd3 import T5_TOKENS, TOKENS
 
 LATENT_CHANNELS = 4
 
@@ -146,7 +147,7 @@ def file_name(subject: Subject) -> list[str]:
         named = subject.file_name.startswith(CONTROLNET_PREFIX)
         return [] if named else [f"{subject.file_name} is not {CONTROLNET_PREFIX}….mlpackage"]
     controlled = subject.kind == "unet" and is_controlled(subject.inputs)
-    ending = CONTROLLED if controlled else subject.component
+    ending = CONTROLLED if controlled else ENDINGS.get(subject.component, subject.component)
     names = [chunk.file_name for chunk in subject.chunks] or [subject.file_name]
     endings = [f"_{ending}{part}.mlpackage" for part in (PARTS if subject.chunks else ("",))]
     return [
@@ -161,8 +162,10 @@ def input_names(subject: Subject) -> list[str]:
     """`coreml_model.CoreMLModel._verify_inputs` raises ValueError for a name it does not expect, and
     `pipeline.py` passes these. `Unet.predictNoise` in Swift passes `sample`, `timestep` and
     `encoder_hidden_states`, for SDXL `text_embeds` and `time_ids`, and under their names what the ControlNets
-    give; `ControlNet.execute` passes the first three and `controlnet_cond`. `TextEncoder` and `Decoder` take
-    whatever input there is."""
+    give; `ControlNet.execute` passes the first three and `controlnet_cond`;
+    `MultiModalDiffusionTransformer.predictNoise` passes four of its own and asks the model for the shape of
+    `latent_image_embeddings`; `TextEncoderT5.encode(ids:)` passes `input_ids`, and an `attention_mask` that a
+    model need not take. `TextEncoder` and `Decoder` take whatever input there is."""
     known = subject.bindings
     xl = any(binding.xl and binding.name in subject.inputs for binding in known)
     return _names("input", [b.name for b in known if xl or not b.xl], list(subject.inputs))
@@ -172,7 +175,8 @@ def input_names(subject: Subject) -> list[str]:
 def output_names(subject: Subject) -> list[str]:
     """`pipeline.py` reads `last_hidden_state`, `noise_pred` and `image` by name, and
     `TextEncoder.encode(ids:)` in Swift `last_hidden_state`; for SDXL both read `hidden_embeds` and
-    `pooled_outputs` (`TextEncoderXL.encode(ids:)`). Every output of a ControlNet is an input of the UNet."""
+    `pooled_outputs` (`TextEncoderXL.encode(ids:)`), of T5 Swift reads `encoder_hidden_states`. Every output
+    of a ControlNet is an input of the UNet."""
     xl = is_xl_text(subject.component, list(subject.outputs))
     names = list(subject.outputs)
     wanted = OUTPUTS["text_encoder_2"] if xl else output_bindings(subject.component, names)
@@ -190,9 +194,12 @@ def _names(side: str, wanted: list[str], found: list[str]) -> list[str]:
 
 @rule
 def single_output(subject: Subject) -> list[str]:
-    """`Unet.predictNoise`, `Decoder.decode` and `Encoder.encode` in Swift take `featureNames.first`: of
-    two outputs, whichever comes first."""
-    if subject.component in ("unet", "vae_decoder", "vae_encoder") and len(subject.outputs) != 1:
+    """`Unet.predictNoise`, `MultiModalDiffusionTransformer.predictNoise`, `Decoder.decode` and
+    `Encoder.encode` in Swift take `featureNames.first`: of two outputs, whichever comes first."""
+    if (
+        subject.component in ("unet", "transformer", "vae_decoder", "vae_encoder")
+        and len(subject.outputs) != 1
+    ):
         return [
             f"the {subject.component} has {len(subject.outputs)} outputs; Swift takes whichever comes first"
         ]
@@ -225,14 +232,17 @@ def output_types(subject: Subject) -> list[str]:
 @rule
 def shapes(subject: Subject) -> list[str]:
     """`torch2coreml.py` (`convert_*`): text as (batch, width, 1, tokens), two rows for guidance, one
-    `timestep` for each row, pictures with 3 channels; `CoreMLModel._verify_inputs` compares strictly."""
+    `timestep` for each row, pictures with 3 channels; `CoreMLModel._verify_inputs` compares strictly.
+    `StableDiffusion3Pipeline.encodePrompt` in Swift joins 77 tokens of CLIP and the first 77 that T5 gives,
+    and `generateConditioning` gives the pooled text two dims of 1."""
     faults = []
 
-    def expect(name: str, fits: Callable[[tuple[int, ...]], bool], wanted: str) -> None:
-        port = subject.inputs.get(name)
+    def expect(name: str, fits: Callable[[tuple[int, ...]], bool], wanted: str, side: str = "input") -> None:
+        port = (subject.inputs if side == "input" else subject.outputs).get(name)
+        verb = "give" if side == "input" else "take"
         for shape in port.shapes if port is not None else ():
             if not fits(shape):
-                faults.append(f"input {name!r} is {list(shape)}, they give {wanted}")
+                faults.append(f"{side} {name!r} is {list(shape)}, they {verb} {wanted}")
 
     if subject.kind in ("unet", "controlnet"):
         expect("sample", lambda s: len(s) == 4 and s[0] == 2, "[2, channels, height, width]")
@@ -245,6 +255,30 @@ def shapes(subject: Subject) -> list[str]:
         expect("controlnet_cond", lambda s: len(s) == 4 and s[:2] == (2, 3), "[2, 3, height, width]")
         expect("text_embeds", lambda s: len(s) == 2 and s[0] == 2, "[2, width]")
         expect("time_ids", lambda s: s in ((2, 6), (2, 5)), "[2, 6], or [2, 5] for a refiner")
+    elif subject.component == "transformer":
+        latents = "[2, channels, height, width]"
+        expect("latent_image_embeddings", lambda s: len(s) == 4 and s[0] == 2, latents)
+        expect("timestep", lambda s: s == (2,), "[2]")
+        joined = f"[2, width, 1, {TOKENS}]"
+        text = "token_level_text_embeddings"
+        expect(text, lambda s: len(s) == 4 and s[0] == 2 and s[2:] == (1, TOKENS), joined)
+        pooled = "[2, width, 1, 1]"
+        expect("pooled_text_embeddings", lambda s: len(s) == 4 and s[0] == 2 and s[2:] == (1, 1), pooled)
+        given = subject.inputs.get("latent_image_embeddings")
+        if given is not None:
+            expect("denoiser_output", lambda s: (s,) == given.shapes, "the latents' shape", "output")
+    elif subject.component == "text_encoder_3":
+        least = f"at least {T5_TOKENS} tokens"
+        expect("input_ids", lambda s: len(s) == 2 and s[0] == 1 and s[1] >= T5_TOKENS, f"[1, {least}]")
+        ids = subject.inputs.get("input_ids")
+        tokens = ids.shapes[0][-1] if ids is not None and ids.shapes[0] else 0
+        text = f"[1, width, 1, {tokens}]"
+        expect(
+            "encoder_hidden_states",
+            lambda s: len(s) == 4 and s[0] == 1 and s[2:] == (1, tokens),
+            text,
+            "output",
+        )
     elif subject.component.startswith("text_encoder"):
         expect("input_ids", lambda s: len(s) == 2 and s[0] == 1, "[1, tokens]")
     elif subject.component == "vae_decoder":

@@ -112,6 +112,32 @@ class AppleControlNet(AppleModule):
         return (*down, middle)
 
 
+class AppleMmdit(AppleModule):
+    """Of Stable Diffusion 3: the text is (2, width, 1, tokens), its pooled form (2, width, 1, 1)."""
+
+    def forward(
+        self,
+        latent_image_embeddings: torch.Tensor,
+        token_level_text_embeddings: torch.Tensor,
+        pooled_text_embeddings: torch.Tensor,
+        timestep: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        return self.component(
+            hidden_states=latent_image_embeddings,
+            encoder_hidden_states=token_level_text_embeddings.squeeze(2).transpose(1, 2),
+            pooled_projections=pooled_text_embeddings.squeeze(3).squeeze(2),
+            timestep=timestep,
+        )
+
+
+class AppleT5(AppleModule):
+    """Its `input_ids` as those of the other text encoders; the text leaves it as (1, width, 1, tokens)."""
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (text,) = self.component(input_ids=input_ids.to(torch.int32))
+        return (text.transpose(1, 2).unsqueeze(2),)
+
+
 class AppleVae(AppleModule):
     """One tensor in (`z` or `x`), one out."""
 
@@ -122,6 +148,8 @@ class AppleVae(AppleModule):
 MODULES: dict[str, Callable[[nn.Module], AppleModule]] = {
     "text_encoder": AppleTextEncoder,
     "text_encoder_2": AppleTextEncoder,
+    "text_encoder_3": AppleT5,
+    "transformer": AppleMmdit,
     "unet": AppleUNet,
     "vae_decoder": AppleVae,
     "vae_encoder": AppleVae,

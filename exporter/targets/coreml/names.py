@@ -22,9 +22,13 @@ CONTROLLED = "control-unet"
 """How the package of a UNet ends that takes what ControlNets give."""
 CONTROLNETS = "controlnet"
 """Folder of the compiled ControlNets."""
+ENDINGS = {"transformer": "mmdit"}
+"""How a component's package ends where that is not the component's name."""
 RESOURCE_NAMES = {
     "text_encoder": "TextEncoder",
     "text_encoder_2": "TextEncoder2",
+    "text_encoder_3": "TextEncoderT5",
+    "mmdit": "MultiModalDiffusionTransformer",
     "unet": "Unet",
     "unet_chunk1": "UnetChunk1",
     "unet_chunk2": "UnetChunk2",
@@ -56,7 +60,8 @@ def package_of(component: Component) -> str:
     if kind_of(component.name) == "controlnet":
         return f"{CONTROLNET_PREFIX}{controlnet_ids(component.checkpoint)[component.name]}.mlpackage"
     controlled = component.name == "unet" and is_controlled([spec.name for spec in component.inputs])
-    return package_name(model_id(component.checkpoint), CONTROLLED if controlled else component.name)
+    ending = CONTROLLED if controlled else ENDINGS.get(component.name, component.name)
+    return package_name(model_id(component.checkpoint), ending)
 
 
 def package_name(model: str, ending: str) -> str:

@@ -95,7 +95,7 @@ def describe(model: Any, component: Component, layout: Layout, options: CoremlOp
     for feature in layout.inputs:
         model.input_description[feature.name] = description(feature.name)
     for feature in layout.outputs:
-        model.output_description[feature.name] = description(feature.name)
+        model.output_description[feature.name] = description(feature.name, given=True)
     notes = model.user_defined_metadata
     notes.pop(DATE_KEY, None)
     notes["exporter.component"] = component.name

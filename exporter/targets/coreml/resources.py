@@ -12,6 +12,8 @@ from exporter.targets.coreml.chunks import PARTS, part_name
 from exporter.targets.coreml.export import compile_command
 from exporter.targets.coreml.names import CONTROLNETS, RESOURCES, compiled_name, package_of
 from exporter.targets.coreml.native import compiled_models, has_core_ml
+from exporter.targets.coreml.sd3 import TOKENIZER_FILES as T5_FILES
+from exporter.targets.coreml.sd3 import is_compiled
 
 if TYPE_CHECKING:
     from exporter.architectures.base import Component
@@ -22,7 +24,8 @@ SCRIPT = "compile.sh"
 
 
 def write_resources(checkpoint: Checkpoint, components: Sequence[Component], staging: Path) -> list[Path]:
-    """Write `Resources/`: the tokenizer's two files and the script that compiles the packages.
+    """Write `Resources/`: the tokenizer's two files, those of T5's where it is among the components, and the
+    script that compiles the packages.
 
     On macOS the script is also run, and the compiled models are listed.
 
@@ -38,8 +41,11 @@ def write_resources(checkpoint: Checkpoint, components: Sequence[Component], sta
         source = next((path for path in folders if path.is_file()), None)
         if source is not None:
             files.append(Path(shutil.copyfile(source, folder / name)))
+    if any(component.name == "text_encoder_3" for component in components):
+        files += [Path(shutil.copyfile(checkpoint.root / "tokenizer_3" / n, folder / n)) for n in T5_FILES]
     script = folder / SCRIPT
-    script.write_text(compile_script(list(packages_in(staging, components))), encoding="utf-8")
+    opened = [component for component in components if is_compiled(component)]
+    script.write_text(compile_script(list(packages_in(staging, opened))), encoding="utf-8")
     files.append(script)
     if has_core_ml():
         subprocess.run(["/bin/sh", str(script)], check=True)

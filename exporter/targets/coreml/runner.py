@@ -25,6 +25,7 @@ from exporter.targets.coreml.layout import (
     our_shape,
     output_bindings,
     to_apple,
+    to_ours,
 )
 from exporter.targets.coreml.native import CoreMl, use_core_ml
 from exporter.targets.coreml.notes import MODULES_KEY, OWNERS_KEY, VERSION_KEY
@@ -42,8 +43,8 @@ class Backend(Protocol):
 class CoremlRunner(Runner):
     """A component in the interpreter or in Core ML, under the component's own names and shapes.
 
-    Apple's `encoder_hidden_states` is (2, width, 1, tokens), ours (2, tokens, width); Apple's `timestep`
-    holds a number for each row, ours is a scalar; Apple's `input_ids` are floats; a ControlNet's
+    Apple's `encoder_hidden_states` is (2, width, 1, tokens), ours (2, tokens, width); Apple's `timestep` of a
+    UNet holds a number for each row, ours is a scalar; Apple's `input_ids` are floats; a ControlNet's
     `conditioning_scale` multiplies what the package gives. Nothing else is changed,
     and what is passed on is checked against what the file declares.
 
@@ -212,7 +213,7 @@ class CoremlRunner(Runner):
     def _ours(self, outputs: Mapping[str, np.ndarray], scale: np.ndarray | None) -> dict[str, np.ndarray]:
         """Under our names; a ControlNet's times its scale, as diffusers multiplies them."""
         return {
-            binding.ours if binding else feature.name: outputs[feature.name]
+            binding.ours if binding else feature.name: to_ours(binding, outputs[feature.name])
             if scale is None
             else outputs[feature.name] * scale
             for feature, binding in self._outputs

@@ -228,8 +228,6 @@ def test_attention_that_the_split_form_would_change_is_refused() -> None:
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        ("sd3", r"The text_encoder_3 \(T5EncoderModel\) of a StableDiffusion3Pipeline is not converted"),
-        ("sd35", r"The transformer \(SD3Transformer2DModel\) of a StableDiffusion3Pipeline is not converted"),
         ("flux", "those know no t"),
     ],
 )

@@ -137,3 +137,27 @@ def test_a_unet_with_an_input_that_apple_lacks_is_refused(tmp_path: Path) -> Non
     unet = next(c for c in components_of(resolve(str(make("lcm", tmp_path / "lcm")))) if c.name == "unet")
     with pytest.raises(UnsupportedError, match="no 'timestep_cond'"):
         layout_of(unet, unet.native, "float16")
+
+
+def test_a_text_encoder_in_fewer_bits_is_judged_with_its_own_weights(xl: Path, tmp_path: Path) -> None:
+    """It gives some of its outputs only; for that it was judged by the checkpoint's: 3.4 times the limit."""
+    plan = make_plan(
+        str(xl), "coreml", tmp_path / "out", options={"quantize": ["int8"]}, components=["text_encoder_2"],
+        verify=False,
+    )  # fmt: skip
+    artifact = convert(plan).artifact
+    report = verify(artifact.root, steps=2, samples=2, prompts=["a red star"], cache=tmp_path / "truths")
+    assert [c.verdict for c in report.components] == ["PASS"], report.summary
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("sdxl", "text_encoder"), ("sd3", "transformer"), ("sd3", "text_encoder_2")]
+)
+def test_weights_that_a_component_holds_stay_with_it(family: str, name: str, tmp_path: Path) -> None:
+    """Those with a LoRA in them, and those of a quantised file: Apple's form of it has the same."""
+    source = make(family, tmp_path / family)
+    component = next(c for c in components_of(resolve(str(source))) if c.name == name)
+    own = dict(component.weights)
+    other = as_apple(component.holding(own))
+    assert other is not component
+    assert other.weights is own and other.reference_weights is own
