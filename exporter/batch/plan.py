@@ -89,7 +89,7 @@ def jobs(file: MatrixFile, output: Path) -> list[Job]:
             place = ("recipes", r)
             told = {**file.matrix.set, **use.set, **model.set, "model": model.model}
             try:
-                recipe = recipes.read(_recipe_path(file, use.recipe), override(told))
+                recipe = recipes.read(_recipe_path(file, use.recipe), override(told), by="`set`")
                 cells = recipes.cells(recipe)
             except ExporterError as error:
                 raise file.error(place, error.message, error.hint) from error

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from exporter.batch.store import refusal
 from exporter.recipes.model import Section
-from exporter.recipes.reading import RecipeError, explained, line_of, load, read_text
+from exporter.recipes.places import Places, line_of
+from exporter.recipes.reading import RecipeError, explained, load, read_text
 from exporter.recipes.shelf import BATCHES, folders
 
 HINT = "exporter/batch/README.md lists the keys of a matrix."
@@ -131,7 +132,7 @@ def read(path: str | Path) -> MatrixFile:
     try:
         return MatrixFile(path, Matrix.model_validate(data), root)
     except ValidationError as error:
-        raise explained(error, root, str(path), HINT) from error
+        raise explained(error, Places(str(path), root), HINT, (Matrix, Model, Use, Skip)) from error
 
 
 def find(name: str) -> Path:

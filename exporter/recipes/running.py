@@ -285,13 +285,16 @@ def to_yaml(recipe: Recipe) -> str:
     """The recipe as a file, without what is as by default."""
     import yaml
 
-    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    data = recipe.model_dump(mode="json", exclude_defaults=True, warnings=False)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """(key, in a, in b) for every key that differs; None where it is not there. Names do not count."""
-    one, two = (_flat(recipe.model_dump(mode="json", exclude={"name", "description"})) for recipe in (a, b))
+    one, two = (
+        _flat(recipe.model_dump(mode="json", exclude={"name", "description"}, warnings=False))
+        for recipe in (a, b)
+    )
     keys = dict.fromkeys([*one, *two])
     return [(key, one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)]
 

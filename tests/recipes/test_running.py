@@ -177,8 +177,16 @@ def test_the_command_line() -> None:
         {"key": "options.dtype", "a": None, "b": "float16"}
     ]
     assert json.loads(invoke("recipe", "schema").stdout)["type"] == "object"
-    invoke("recipe", "show").failed(2, "takes 1 names, not 0")
-    invoke("recipe", "run", "nothing-of-that-name").failed(3, "no recipe")
+    invoke("recipe", "show").failed(2, "takes 1 name, not 0")
+    invoke("recipe", "run", "nothing-of-that-name").failed(2, "no recipe")
+    invoke("recipe", "run", "onnx/flot16").failed(2, "Did you mean onnx/float16?")
+    invoke("recipe", "run", "flot16").failed(
+        2, "Did you mean onnx/float16 or openvino/float16 or pt2/float16?"
+    )
+    invoke("recipe", "list", "--set", "model=x").failed(2, "--set does nothing")
+    invoke("recipe", "check", "onnx/float16", "--overwrite").failed(2, "--overwrite does nothing")
+    changed = invoke("recipe", "show", "onnx/float16", "--set", "options.dtype=float32")
+    assert "dtype: float32" in changed.stdout and "dtype: float16" not in changed.stdout
     missing = invoke("recipe", "check", "onnx/float32", "--set", "target=tensorrt", "--json")
     assert missing.code == 2 and "There is no target 'tensorrt'" in missing.stdout
 
