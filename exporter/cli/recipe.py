@@ -185,7 +185,7 @@ def _from_manifest(output: Output, artifact: str) -> int:
     from exporter import recipes
     from exporter.artifact import Artifact
 
-    recipe = recipes.from_manifest(Artifact.open(artifact).manifest)
+    recipe = recipes.from_artifact(Artifact.open(artifact))
     text = recipes.to_yaml(recipe)
     output.result(recipe, human=lambda console: console.print(text, soft_wrap=True), quiet=text)
     return 0

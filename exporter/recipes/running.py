@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from exporter.recipes.matrix import Cell, cells
 from exporter.recipes.model import Recipe
 
 if TYPE_CHECKING:
-    from exporter.artifact import Manifest, SourceRecord
     from exporter.bench import Entrant
     from exporter.checkpoints import Checkpoint
     from exporter.conversion import Plan
@@ -227,83 +226,3 @@ def _checkpoint(recipe: Recipe) -> Checkpoint:
 def recorded_recipe(cell: Cell) -> dict[str, Any]:
     """What the manifest keeps: the cell's own recipe, without what is as by default."""
     return cell.recipe.model_dump(mode="json", exclude_defaults=True)
-
-
-def from_manifest(manifest: Manifest) -> Recipe:
-    """The recipe that makes an artifact again."""
-    if manifest.recipe is not None:
-        return Recipe.model_validate(manifest.recipe)
-    source = manifest.source
-    base = source.source.removeprefix("builtin:").rstrip("/").split("/")[-1]
-    options: Mapping[str, Any] = {k: v for k, v in manifest.options.items() if v is not None}
-    sizes = [options["static"], *options.get("more_sizes", ())] if options.get("static") else []
-    texts = ["x".join(map(str, size)) for size in sizes]
-    options = {k: v for k, v in options.items() if k not in ("static", "more_sizes")}
-    if texts:
-        options = {**options, "static": texts if len(texts) > 1 else texts[0]}
-    return Recipe.model_validate(
-        {
-            "name": f"{base}-{manifest.target}",
-            "description": f"Makes the {manifest.target} artifact of {source.source} again.",
-            "model": source.source,
-            "revision": source.revision,
-            "variant": source.variant,
-            **_intake_of(source),
-            "target": manifest.target,
-            "techniques": [{each.name: each.options} for each in manifest.techniques],
-            "options": options,
-            "components": [c.name for c in manifest.components],
-            "verify": {"enabled": not manifest.verification_skipped},
-        }
-    )
-
-
-def _intake_of(source: SourceRecord) -> dict[str, Any]:
-    """The recipe's keys for how a source was opened and what was laid over it."""
-    found: dict[str, Any] = {"config": source.config, "tokenizer": source.tokenizer}
-    found |= {"base": source.base, "allow_pickle": source.pickle}
-    for overlay in source.overlays:
-        if overlay.kind == "lora":
-            scale = "" if overlay.scale is None else f":{overlay.scale:g}"
-            found.setdefault("loras", []).append(f"{overlay.source}{scale}")
-        elif overlay.kind == "textual_inversion":
-            found.setdefault("textual_inversions", []).append(overlay.source)
-        elif overlay.kind == "controlnet":
-            found.setdefault("controlnets", []).append(overlay.source)
-        elif overlay.kind == "ip_adapter":
-            found["ip_adapters"] = [overlay.source]
-        elif overlay.kind == "vae":
-            found["vae"] = overlay.source
-        elif overlay.kind == "scheduler":
-            found["scheduler"] = overlay.source
-        elif overlay.kind == "task":
-            found["task"] = overlay.source
-    return found
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The recipe as a file, without what is as by default."""
-    import yaml
-
-    data = recipe.model_dump(mode="json", exclude_defaults=True, warnings=False)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, in a, in b) for every key that differs; None where it is not there. Names do not count."""
-    one, two = (
-        _flat(recipe.model_dump(mode="json", exclude={"name", "description"}, warnings=False))
-        for recipe in (a, b)
-    )
-    keys = dict.fromkeys([*one, *two])
-    return [(key, one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, part in value.items():
-        if isinstance(part, Mapping):
-            flat |= _flat(part, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = part
-    return flat

@@ -11,6 +11,7 @@ import torch
 from exporter import recipes
 from exporter.artifact import Artifact
 from exporter.errors import BackendMissing
+from exporter.recipes.reading import parse
 from exporter.targets import target_names
 from tests import ip_adapters
 from tests.cli.runner import invoke
@@ -246,3 +247,46 @@ def test_a_pickle_in_a_recipe_is_refused_unless_it_asks(tiny: Path, tmp_path: Pa
     (tmp_path / "r.yaml").write_text(text + "allow_pickle: true\n")
     ran = invoke("recipe", "check", tmp_path / "r.yaml", "--json")
     assert ran.code == 3 and "so it is refused" not in ran.stdout
+
+
+def test_the_recipe_of_an_artifact_from_any_folder(tiny: Path, tmp_path: Path) -> None:
+    """Names that are no word, a scale with all its digits, and the strictness it was judged with."""
+    from tests.checkpoints import conftest as loras
+
+    model = tmp_path / "_my model (v2)"
+    model.symlink_to(tiny)
+    lora = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.pairs()))
+    common = ["--to", "safetensors", "--component", "vae_decoder", "--lora", f"{lora}:0.123456789"]
+    ran = invoke("convert", model, *common, "-o", tmp_path / "one", "--k", "2.5")
+    assert ran.code == 0, ran
+    made = invoke("recipe", "from-manifest", tmp_path / "one")
+    assert made.code == 0, made
+    recipe = parse(made.stdout, "again.yaml")
+    assert recipe.name == "my-model-v2-safetensors" and recipe.verify.k == 2.5
+    assert recipe.loras == [f"{lora}:0.123456789"]
+    assert [row.error for row in recipes.check(recipe)] == [None]
+
+
+def test_a_recipe_of_another_version_in_a_manifest(tiny: Path, tmp_path: Path) -> None:
+    common = ["--to", "safetensors", "--component", "vae_decoder", "--no-verify"]
+    assert invoke("convert", tiny, *common, "-o", tmp_path / "one").code == 0
+    place = tmp_path / "one" / "exporter.json"
+    manifest = json.loads(place.read_text()) | {"recipe": {"name": "a", "model": "x", "of_2030": 1}}
+    place.write_text(json.dumps(manifest))
+    invoke("recipe", "from-manifest", tmp_path / "one").failed(3, "none that this version knows: of_2030")
+
+
+def test_the_recipe_of_a_cell_of_a_matrix(tiny: Path, tmp_path: Path) -> None:
+    """Its output named a key of the matrix, which its own recipe has not."""
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        f"name: m\nmodel: {tiny}\ntarget: safetensors\ncomponents: [vae_decoder]\n"
+        "verify: {enabled: false}\n"
+        f"output: {tmp_path}/{{dtype}}\nmatrix:\n  dtype: [float16]\n"
+    )
+    assert invoke("recipe", "run", path).code == 0
+    made = invoke("recipe", "from-manifest", tmp_path / "float16")
+    recipe = parse(made.stdout, "again.yaml")
+    assert recipe.output == str(tmp_path / "float16") and recipe.options == {"dtype": "float16"}
+    checked = recipes.check(parse(made.stdout, "again.yaml", [f"output={tmp_path / 'second'}"]))
+    assert [row.error for row in checked] == [None]
