@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
 from exporter.artifact import write_text_atomic
+from exporter.errors import DestinationError
 
 if TYPE_CHECKING:
     from exporter.bench import BenchResult, Row
@@ -16,6 +18,25 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 320, 64, 150, 20, 44
 IDENTICAL = 100.0
 """Where a picture that is equal in every byte stands on an axis of decibels."""
+
+
+def check_place(path: Path) -> None:
+    """Before anything is measured: whether the page can be written there.
+
+    Raises:
+        DestinationError: It cannot.
+    """
+    if path.is_dir():
+        raise DestinationError(f"The page cannot be written to {path}: it is a folder.", hint="Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DestinationError(
+            f"The page cannot be written to {path}: {reason}.", hint="Name another place with --page."
+        ) from error
 
 
 def write_page(result: BenchResult, path: Path) -> None:
@@ -35,6 +56,7 @@ def write_page(result: BenchResult, path: Path) -> None:
         result=result,
         rows=result.rows,
         missing=math.nan,
+        parts=list(dict.fromkeys(part for row in result.rows for part in row.parts)),
         pictures=[(row, data_uri(row.picture)) for row in result.rows if row.picture is not None],
         scatter=scatter(result.rows),
         style=Markup(style.read_text(encoding="utf-8")),

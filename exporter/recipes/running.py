@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import MANIFEST
-from exporter.errors import ExporterError
+from exporter.errors import DestinationError, ExporterError
 from exporter.progress import NullProgress, Prefixed, Progress
 from exporter.recipes.matrix import Cell, cells
 from exporter.recipes.model import Recipe
@@ -181,34 +181,77 @@ def _decibels(psnr: float | None) -> str:
     return "identical" if psnr == float("inf") else f"{psnr:.1f} dB"
 
 
-def entrants(found: Sequence[Cell], *, progress: Progress | None = None) -> list[Entrant]:
+def entrants(
+    found: Sequence[Cell], *, progress: Progress | None = None, keep_going: bool = False
+) -> list[Entrant]:
     """The competitors of a bench that recipes stand for; an artifact that is not there yet is made.
+
+    Args:
+        keep_going: One that cannot be has its reason as `Entrant.error`, and the others go on.
 
     Raises:
         UsageError, BackendMissing: A technique that cannot be.
-        ExporterError: A conversion that does not end in an artifact.
+        ExporterError: A conversion that does not end in an artifact, or another artifact in its place.
     """
+    from exporter.bench import Entrant
+
+    result = []
+    for cell in found:
+        name = cell.recipe.name if cell.label == cell.recipe.name else f"{cell.recipe.name} {cell.label}"
+        try:
+            result.append(_entrant(cell, name, progress))
+        except ExporterError as error:
+            if not keep_going:
+                raise
+            result.append(Entrant(str(cell.output or cell.recipe.model), name, error=error))
+    return result
+
+
+def _entrant(cell: Cell, name: str, progress: Progress | None) -> Entrant:
     from exporter import techniques
     from exporter.bench import Entrant
     from exporter.conversion import convert
 
-    result = []
-    for cell in found:
-        recipe = cell.recipe
-        name = recipe.name if cell.label == recipe.name else f"{recipe.name} {cell.label}"
-        if cell.target == PYTORCH:
-            checkpoint = _checkpoint(recipe)
-            techniques.check(
-                recipe.techniques, PYTORCH, checkpoint.component_classes, checkpoint.pipeline_class
-            )
-            result.append(Entrant(recipe.model, name, tuple(recipe.techniques), _intake(recipe)))
-            continue
-        planned = plan(cell, progress)
-        if not (planned.output / MANIFEST).is_file():
-            settings, recorded = recipe.verify.settings(), recorded_recipe(cell)
-            convert(planned, progress=progress, verify_settings=settings, recipe=recorded)
-        result.append(Entrant(str(planned.output), name))
-    return result
+    recipe = cell.recipe
+    if cell.target == PYTORCH:
+        checkpoint = _checkpoint(recipe)
+        techniques.check(recipe.techniques, PYTORCH, checkpoint.component_classes, checkpoint.pipeline_class)
+        return Entrant(recipe.model, name, tuple(recipe.techniques), _intake(recipe))
+    planned = plan(cell, progress)
+    if (planned.output / MANIFEST).is_file():
+        _refuse_another(planned)
+    else:
+        settings, recorded = recipe.verify.settings(), recorded_recipe(cell)
+        convert(planned, progress=progress, verify_settings=settings, recipe=recorded)
+    return Entrant(str(planned.output), name)
+
+
+def _refuse_another(planned: Plan) -> None:
+    """What stands in the place of an artifact is measured under the recipe's name, so it has to be that one.
+
+    Raises:
+        DestinationError: It was made of something else, or otherwise.
+    """
+    from exporter.artifact import Artifact
+
+    manifest = Artifact.open(planned.output).manifest
+    source = manifest.source
+    there = {
+        "target": (manifest.target, planned.target),
+        "source": (source.source, planned.source),
+        "revision": (source.revision, planned.revision),
+        "variant": (source.variant, planned.variant),
+        "overlays": ([o.model_dump(mode="json") for o in source.overlays], planned.overlays),
+        "options": (manifest.options, planned.options),
+        "techniques": ([t.model_dump(mode="json") for t in manifest.techniques], planned.techniques),
+        "components": ({c.name for c in manifest.components}, {c.name for c in planned.components}),
+    }
+    other = [name for name, (is_there, wanted) in there.items() if is_there != wanted]
+    if other:
+        raise DestinationError(
+            f"{planned.output} is not what the recipe makes (other {', '.join(other)}).",
+            hint="Name another folder with --set output=DIR, or measure it by its own name.",
+        )
 
 
 def _intake(recipe: Recipe) -> dict[str, Any]:
