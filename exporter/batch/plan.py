@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporter import recipes
@@ -279,4 +279,6 @@ def tell(row: Row, manifest: Manifest, name: str) -> None:
             row.verdict, row.summary = "INCONCLUSIVE", "the verifier left no verdict"
         return
     row.verdict, row.summary = verification.verdict, verification.summary
-    row.report = f"{name}/{verification.report}" if verification.report else None
+    # The manifest names the report's data; people are shown its page, which is written beside it.
+    page = PurePosixPath(verification.report).with_suffix(".html") if verification.report else None
+    row.report = f"{name}/{page}" if page else None

@@ -174,7 +174,9 @@ def explained(
         kinds: Whose keys a misspelt one may have been meant for.
         variables: Names that `--set` takes as well.
     """
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key leaves another one missing; the misspelt one is what there is to see.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     path = path_of(first)
     key = ".".join(str(part) for part in path)[:200]
     where = places.of(path)

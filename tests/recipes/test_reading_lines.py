@@ -25,6 +25,12 @@ def test_what_was_set_by_hand_is_told_by_its_key() -> None:
         parse(HEAD, "r.yaml", ["verify.k=-1"], by="`set`")
 
 
+def test_a_misspelt_key_is_told_before_the_one_that_is_then_missing() -> None:
+    with pytest.raises(RecipeError, match=r"r line 2: there is no key 'modle'") as raised:
+        parse(HEAD.replace("model", "modle"), "r")
+    assert raised.value.hint is not None and raised.value.hint.startswith("Did you mean model?")
+
+
 TYPED = HEAD + "variables:\n  k: 3\n  judged: true\nverify:\n  k: ${k}\n  enabled: ${judged}\n"
 
 
