@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,12 @@ def test_numbers_for_people() -> None:
     drawn = str(scatter(rows))
     assert "&lt;b&gt;" in drawn and "2×" in drawn
     assert str(scatter(rows[:1])) == ""
+
+
+def test_names_in_the_plot_stand_neither_on_each_other_nor_outside() -> None:
+    same = [Row(f"{n}-onnx", "onnx", [1.0], speedup=2.0, psnr=95.0) for n in "abc"]
+    long = Row("a-recipe-with-quite-a-long-name", "onnx", [0.1], speedup=8.0, psnr=40.0)
+    drawn = str(scatter([Row("plain", "pytorch", [1.0]), *same, long]))
+    heights = [float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)">.-onnx', drawn)]
+    assert len(heights) == 3 and min(b - a for a, b in pairwise(sorted(heights))) >= 15
+    assert re.search(r'text-anchor="end" y="[\d.]+">a-recipe-with-quite-a-long-name', drawn)
