@@ -95,6 +95,7 @@ class Row:
         static: The size it was baked for, if it was.
         compiled: Whether parts of it were opened as compiled for the device (`exporter compile`).
         notes: Why something that was compiled was not used.
+        techniques: Names of those that change the PyTorch pipeline.
         error: Why it could not take part.
     """
 
@@ -113,6 +114,7 @@ class Row:
     compiled: bool = False
     notes: list[str] = field(default_factory=list)
     verdict: str | None = None
+    techniques: list[str] = field(default_factory=list)
     psnr: float | None = None
     speedup: float | None = None
     error: ExporterError | None = None

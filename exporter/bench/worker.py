@@ -84,6 +84,7 @@ class Worker:
             return {
                 "target": "pytorch", "load": load, "disk": _checkpoint_bytes(source),
                 "precision_hint": None, "static": None, "verdict": None,
+                "techniques": [each if isinstance(each, str) else next(iter(each)) for each in chosen],
             }  # fmt: skip
         whole = Artifact.open(folder)
         artifact = at_size(whole, settings["height"], settings["width"])

@@ -72,6 +72,11 @@ def test_the_page_stands_alone(result: BenchResult, tmp_path: Path) -> None:
     page = read((tmp_path / "bench.html").read_text(encoding="utf-8"))
     assert all(address.startswith("data:") for address in page.addresses)
     assert "pytorch" in page.text and "identical" in page.text
+    assert "reference" in page.text and "not judged" not in page.text
+    changed = Row("cached", "pytorch", [1.0], techniques=["deep-cache"])  # paints other pictures
+    write_page(BenchResult(result.settings, [changed], {}), tmp_path / "changed.html")
+    page = read((tmp_path / "changed.html").read_text(encoding="utf-8"))
+    assert "not judged" in page.text and "reference" not in page.text
 
 
 def test_one_after_the_other(tiny: Path, artifact: Path) -> None:

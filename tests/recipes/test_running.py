@@ -113,6 +113,7 @@ def test_recipes_for_pytorch_are_measured_against_the_plain_pipeline(tiny: Path)
     assert [row["name"] for row in (cached, gated)] == ["pytorch-deep-cache", "pytorch-t-gate"]
     assert cached["psnr"] is not None and cached["psnr"] < 90, "the technique changed nothing"
     assert plain["psnr"] is None and plain["device_memory"] == 0
+    assert (plain["techniques"], cached["techniques"]) == ([], ["deep-cache"])
 
 
 def test_running_a_recipe_for_pytorch_writes_nothing(
