@@ -13,12 +13,17 @@ from exporter.artifact import Artifact
 from exporter.techniques import spelled
 
 if TYPE_CHECKING:
-    from exporter.artifact import Manifest
+    from exporter.artifact import SourceRecord
     from exporter.parity.schema import Report
 
 CARD = "README.md"
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 LICENSE_KEYS = ("license", "license_name", "license_link")
+FLAGS = {
+    "task": "--task", "vae": "--vae", "controlnet": "--controlnet", "ip_adapter": "--ip-adapter",
+    "textual_inversion": "--textual-inversion", "lora": "--lora", "scheduler": "--scheduler",
+}  # fmt: skip
+"""Kind of an overlay → the flag of `exporter convert` that lays it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def make_card(artifact: Artifact, repo: str) -> str:
     front: dict[str, Any] = {
         **license_fields,
         "library_name": "diffusers",
-        "pipeline_tag": "text-to-video" if _makes_clips(manifest) else "text-to-image",
+        "pipeline_tag": hub_task(manifest.source.pipeline_class),
         "tags": ["exporter", manifest.target],
     }
     if hub_source:
@@ -87,10 +92,13 @@ def make_card(artifact: Artifact, repo: str) -> str:
     )
 
 
-def _makes_clips(manifest: Manifest) -> bool:
-    from exporter.frames import VIDEO_PIPELINES
+def hub_task(pipeline_class: str) -> str:
+    """What the Hub lists a pipeline under; it has no inpainting."""
+    from exporter.checkpoints.overlays.task import GROUPS, HOLE, IMAGE, TEXT
 
-    return manifest.source.pipeline_class in VIDEO_PIPELINES
+    tasks = {name: task for group in GROUPS for task, name in group.items()}
+    found = tasks.get(pipeline_class, TEXT)
+    return IMAGE if found == HOLE else found
 
 
 def stored_report(artifact: Artifact) -> Report | None:
@@ -141,6 +149,7 @@ def command(artifact: Artifact) -> str:
         parts += ["--revision", manifest.source.revision]
     if manifest.source.variant:
         parts += ["--variant", manifest.source.variant]
+    parts += _intake(manifest.source)
     for name, value in manifest.options.items():
         if value in (None, False, [], {}):
             continue
@@ -151,6 +160,21 @@ def command(artifact: Artifact) -> str:
     for each in manifest.techniques:
         parts += ["--technique", spelled(each.name, each.options)]
     return shlex.join(parts)
+
+
+def _intake(source: SourceRecord) -> list[str]:
+    """The flags that say how the source was opened, and what was laid over it."""
+    parts = []
+    for flag, value in (("config", source.config), ("tokenizer", source.tokenizer), ("base", source.base)):
+        parts += [f"--{flag}", shown_source(value)] if value is not None else []
+    parts += ["--allow-pickle"] if source.pickle else []
+    for each in source.overlays:
+        place, colon, inside = each.source, "", ""
+        if each.kind == "ip_adapter":  # perhaps SOURCE:FILE
+            place, colon, inside = each.source.partition(":")
+        scale = "" if each.scale is None else f":{each.scale:g}"
+        parts += [FLAGS[each.kind], f"{shown_source(place)}{colon}{inside}{scale}"]
+    return parts
 
 
 def shown_source(source: str) -> str:
