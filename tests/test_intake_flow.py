@@ -13,7 +13,7 @@ from exporter import conversion, pipeline, recipes
 from exporter.artifact import Artifact
 from exporter.errors import ArtifactError, CheckpointError, UsageError
 from exporter.parity import verify
-from exporter.recipes.running import from_manifest
+from exporter.recipes import from_manifest
 from tests import original_layout
 from tests.checkpoints.flow_files import everything, give_identity, transformer
 from tests.cli.runner import invoke as run

@@ -16,7 +16,7 @@ from exporter.errors import ArtifactError, UsageError
 from exporter.inspection import is_artifact
 from exporter.parity import rejudge, verify
 from exporter.planning import parse_options
-from exporter.recipes.running import from_manifest
+from exporter.recipes import from_manifest
 from exporter.targets import get_target
 
 SIZES = ["1x64x64", "1x96x64"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporter import recipes
@@ -89,7 +89,7 @@ def jobs(file: MatrixFile, output: Path) -> list[Job]:
             place = ("recipes", r)
             told = {**file.matrix.set, **use.set, **model.set, "model": model.model}
             try:
-                recipe = recipes.read(_recipe_path(file, use.recipe), override(told))
+                recipe = recipes.read(_recipe_path(file, use.recipe), override(told), by="`set`")
                 cells = recipes.cells(recipe)
             except ExporterError as error:
                 raise file.error(place, error.message, error.hint) from error
@@ -279,4 +279,6 @@ def tell(row: Row, manifest: Manifest, name: str) -> None:
             row.verdict, row.summary = "INCONCLUSIVE", "the verifier left no verdict"
         return
     row.verdict, row.summary = verification.verdict, verification.summary
-    row.report = f"{name}/{verification.report}" if verification.report else None
+    # The manifest names the report's data; people are shown its page, which is written beside it.
+    page = PurePosixPath(verification.report).with_suffix(".html") if verification.report else None
+    row.report = f"{name}/{page}" if page else None

@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError, field_validator
 
 from exporter.batch.store import refusal
 from exporter.recipes.model import Section
-from exporter.recipes.reading import RecipeError, explained, line_of, load, read_text
-from exporter.recipes.shelf import BATCHES, folders
+from exporter.recipes.places import Places, line_of
+from exporter.recipes.reading import RecipeError, explained, load, read_text
+from exporter.recipes.shelf import BATCHES, UnknownRecipe, folders
 
 HINT = "exporter/batch/README.md lists the keys of a matrix."
 MAX_ENTRIES = 1000
@@ -131,7 +132,7 @@ def read(path: str | Path) -> MatrixFile:
     try:
         return MatrixFile(path, Matrix.model_validate(data), root)
     except ValidationError as error:
-        raise explained(error, root, str(path), HINT) from error
+        raise explained(error, Places(str(path), root), HINT, (Matrix, Model, Use, Skip)) from error
 
 
 def find(name: str) -> Path:
@@ -143,7 +144,11 @@ def find(name: str) -> Path:
         for shelved in (folder / f"{name}.yaml", folder / BATCHES / f"{name}.yaml"):
             if shelved.is_file() and shelved.parent == folder / BATCHES:
                 return shelved
-    raise RecipeError(f"There is no matrix {name!r}.", hint="Name a YAML file. " + HINT)
+    shelved_names = sorted({path.stem for folder in folders() for path in (folder / BATCHES).glob("*.yaml")})
+    raise UnknownRecipe(
+        f"There is no matrix {name!r}.",
+        hint=f"Name a YAML file, or one on the shelf ({', '.join(shelved_names)}). {HINT}",
+    )
 
 
 def override(values: dict[str, Any]) -> list[str]:

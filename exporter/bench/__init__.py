@@ -65,12 +65,14 @@ class Entrant:
         name: In tables; the source itself when empty.
         techniques: Applied to the PyTorch pipeline (`exporter.techniques`).
         intake: Of a checkpoint: further arguments of `exporter.pipeline.load` (revision, loras …).
+        error: Why it cannot take part, where that is known before.
     """
 
     source: str
     name: str = ""
     techniques: tuple[Named, ...] = ()
     intake: dict[str, Any] = field(default_factory=dict)
+    error: ExporterError | None = None
 
     @property
     def title(self) -> str:
@@ -93,6 +95,7 @@ class Row:
         static: The size it was baked for, if it was.
         compiled: Whether parts of it were opened as compiled for the device (`exporter compile`).
         notes: Why something that was compiled was not used.
+        techniques: Names of those that change the PyTorch pipeline.
         error: Why it could not take part.
     """
 
@@ -111,6 +114,7 @@ class Row:
     compiled: bool = False
     notes: list[str] = field(default_factory=list)
     verdict: str | None = None
+    techniques: list[str] = field(default_factory=list)
     psnr: float | None = None
     speedup: float | None = None
     error: ExporterError | None = None
@@ -130,7 +134,13 @@ class Row:
         values = {k: v for k, v in vars(self).items() if k not in {"error", "picture"}}
         values |= {"median": self.median, "fastest": self.spread[0], "slowest": self.spread[1]}
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        return {**values, "error": None if self.error is None else self.error.message}
+        failed: dict[str, Any] = {"error": None, "hint": None, "exit_code": 0}
+        if self.error is not None:
+            failed = {
+                "error": self.error.message, "hint": self.error.hint, "exit_code": self.error.exit_code
+            }  # fmt: skip
+        # Infinitely many decibels are no number of JSON, and not the same as none.
+        return {**values, "identical": self.psnr == math.inf, **failed}
 
 
 @dataclass
@@ -147,6 +157,11 @@ class BenchResult:
         """That of the first competitor that could not take part, or 0."""
         return next((row.error.exit_code for row in self.rows if row.error is not None), 0)
 
+    @property
+    def nothing_to_compare_with(self) -> bool:
+        """The first competitor, which is the yardstick, took no part and others did."""
+        return self.rows[0].error is not None and any(row.error is None for row in self.rows)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
@@ -154,6 +169,7 @@ class BenchResult:
             "rows": [row.as_dict() for row in self.rows],
             "environment": self.environment,
             "interleaved": self.interleaved,
+            "exit_code": self.exit_code,
         }
 
 
@@ -205,6 +221,8 @@ def _race(entrants: Sequence[Entrant], settings: Settings, progress: Progress) -
             progress.start(f"opening {entrant.title}")
             competitor: Competitor | None = None
             try:
+                if entrant.error is not None:
+                    raise entrant.error
                 competitor = Competitor(entrant, settings)
                 row = _described(entrant.title, competitor.opened)
             except ExporterError as error:
@@ -213,6 +231,8 @@ def _race(entrants: Sequence[Entrant], settings: Settings, progress: Progress) -
             progress.done()
         total = settings.warm_up + settings.runs
         for number in range(total):
+            if not any(competitor for _, competitor in competitors):
+                break
             progress.start(f"picture {number + 1} of {total}", len(competitors))
             for position, (row, competitor) in enumerate(competitors):
                 if competitor is None:

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
 from exporter.artifact import write_text_atomic
+from exporter.errors import DestinationError
 
 if TYPE_CHECKING:
     from exporter.bench import BenchResult, Row
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 320, 64, 150, 20, 44
+LETTER, LINE, NEAR = 7.5, 15, 150
+"""Of a name beside a point: width of a letter, height of a line, and how far apart two points are whose names
+could touch."""
 IDENTICAL = 100.0
 """Where a picture that is equal in every byte stands on an axis of decibels."""
+
+
+def check_place(path: Path) -> None:
+    """Before anything is measured: whether the page can be written there.
+
+    Raises:
+        DestinationError: It cannot.
+    """
+    if path.is_dir():
+        raise DestinationError(f"The page cannot be written to {path}: it is a folder.", hint="Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DestinationError(
+            f"The page cannot be written to {path}: {reason}.", hint="Name another place with --page."
+        ) from error
 
 
 def write_page(result: BenchResult, path: Path) -> None:
@@ -35,6 +59,7 @@ def write_page(result: BenchResult, path: Path) -> None:
         result=result,
         rows=result.rows,
         missing=math.nan,
+        parts=list(dict.fromkeys(part for row in result.rows for part in row.parts)),
         pictures=[(row, data_uri(row.picture)) for row in result.rows if row.picture is not None],
         scatter=scatter(result.rows),
         style=Markup(style.read_text(encoding="utf-8")),
@@ -87,10 +112,24 @@ def scatter(rows: list[Row]) -> Markup:
         at = f"{x(2.0**power):.1f}"
         parts.append(f'<line class="axis" x1="{at}" x2="{at}" y1="{TOP}" y2="{base}"/>')
         parts.append(f'<text x="{at}" y="{base + 18}" text-anchor="middle">{2.0**power:g}×</text>')
-    for row, speed, psnr in points:
-        parts.append(f'<circle cx="{x(speed):.1f}" cy="{y(psnr):.1f}" r="5"/>')
-        name = escape(Path(row.name).name or row.name)
-        parts.append(f'<text class="name" x="{x(speed) + 9:.1f}" y="{y(psnr) + 4:.1f}">{name}</text>')
+    places = [(x(speed), y(psnr)) for _, speed, psnr in points]
+    for (row, _, _), (at_x, at_y), line in zip(points, places, _lines(places), strict=True):
+        parts.append(f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5"/>')
+        name = Path(row.name).name or row.name
+        # A name that would leave the picture stands on the other side of its point.
+        leaves = at_x + 9 + LETTER * len(name) > WIDTH
+        side = f'x="{at_x - 9:.1f}" text-anchor="end"' if leaves else f'x="{at_x + 9:.1f}"'
+        parts.append(f'<text class="name" {side} y="{line + 4:.1f}">{escape(name)}</text>')
     label = f"speed against {escape(rows[0].name)}, and likeness to its picture"
     head = f'<svg class="scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     return Markup(f"{head}{''.join(parts)}</svg>")
+
+
+def _lines(places: list[tuple[float, float]]) -> list[float]:
+    """Where the names of points stand: at their own height, but no two on each other."""
+    lines: dict[int, float] = {}
+    for number in sorted(range(len(places)), key=lambda each: places[each][1]):
+        line = places[number][1]
+        near = [lines[other] for other in lines if abs(places[other][0] - places[number][0]) < NEAR]
+        lines[number] = max([line, *(other + LINE for other in near if other + LINE > line)])
+    return [lines[number] for number in range(len(places))]

@@ -12,6 +12,7 @@ from exporter.cli._output import Output
 from exporter.cli._show import bytes_text, seconds_text, table
 from exporter.cli._trust_flag import trust_flag
 from exporter.cli._types import Finite
+from exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +89,12 @@ def command(
     each picture is from the first one's.
     """
     from exporter import bench
+    from exporter.bench.page import check_place
 
+    if overrides and not recipes:
+        raise UsageError("--set changes a recipe, and none is named.", hint="Add --recipe NAME.")
+    if page is not None:
+        check_place(page)
     with output.progress() as progress:
         named = _named(recipes, overrides, progress)
         result = bench.run([*sources, *named], interleave=not one_at_a_time, progress=progress, **settings)
@@ -117,7 +123,7 @@ def _named(names: tuple[str, ...], overrides: tuple[str, ...], progress: Progres
     found: list[Entrant] = []
     for name in names:
         recipe = recipes.read(recipes.find(name), overrides)
-        found += recipes.entrants(recipes.cells(recipe), progress=progress)
+        found += recipes.entrants(recipes.cells(recipe), progress=progress, keep_going=True)
     return found
 
 
@@ -127,7 +133,7 @@ def _show(console: Console, result: BenchResult, page: Path | None) -> None:
     rows = []
     for row in result.rows:
         fast, slow = row.spread
-        memory = bytes_text(row.peak_memory)
+        memory = bytes_text(row.peak_memory) if row.peak_memory else "–"
         if row.device_memory:
             memory += f" + {bytes_text(row.device_memory)}"
         hint = f" (hint {row.precision_hint})" if row.precision_hint else ""
@@ -136,12 +142,12 @@ def _show(console: Console, result: BenchResult, page: Path | None) -> None:
                 name_of(row),
                 f"{row.arithmetic}{hint}",
                 seconds(row.median),
-                f"{seconds(fast)}–{seconds(slow)}",
+                f"{seconds(fast)}–{seconds(slow)}" if row.seconds else "–",
                 "" if row.speedup is None else f"{row.speedup:.2f}×",
                 seconds(row.first),
                 seconds_text(row.load) if row.error is None else "",
                 memory,
-                bytes_text(row.disk),
+                bytes_text(row.disk) if row.disk else "–",
                 decibels(row.psnr),
             )
         )
@@ -149,11 +155,19 @@ def _show(console: Console, result: BenchResult, page: Path | None) -> None:
     heads = ("source", "arithmetic", *times, "memory>", "disk>", "PSNR>")
     console.print(table(heads, rows))
     s = result.settings
-    console.print(f"“{s.prompt}”, {s.steps} steps, {s.runs} pictures each", soft_wrap=True)
+    console.print(
+        f"“{s.prompt}”, {s.steps} steps, {s.runs} picture{'s' if s.runs > 1 else ''} each", soft_wrap=True
+    )
     for row in result.rows:
         for note in row.notes:
             console.print(f"{row.name}: {note}", soft_wrap=True)
         if row.error is not None:
             console.print(f"{row.name}: {row.error.message}", soft_wrap=True)
+            if row.error.hint:
+                console.print(f"  {row.error.hint}", soft_wrap=True)
+    if result.nothing_to_compare_with:
+        console.print(
+            f"Nothing is compared: {result.rows[0].name} comes first and took no part.", soft_wrap=True
+        )
     if page is not None:
         console.print(f"page: {page}", soft_wrap=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from exporter.recipes import Row
 
+CHANGED = {"show", "check", "run", "diff"}
+"""Actions that read recipes, which `--set` changes."""
 TAKES = {"list": 0, "schema": 0, "show": 1, "check": 1, "run": 1, "from-manifest": 1, "diff": 2}
 
 
@@ -60,7 +62,12 @@ def command(
     first one that did not pass.
     """
     if len(names) != TAKES[action]:
-        raise UsageError(f"`exporter recipe {action}` takes {TAKES[action]} names, not {len(names)}.")
+        count = f"{TAKES[action] or 'no'} name{'' if TAKES[action] == 1 else 's'}"
+        raise UsageError(f"`exporter recipe {action}` takes {count}, not {len(names)}.")
+    if overrides and action not in CHANGED:
+        raise UsageError(f"--set does nothing in `exporter recipe {action}`: leave it out.")
+    if overwrite and action != "run":
+        raise UsageError(f"--overwrite does nothing in `exporter recipe {action}`: leave it out.")
     actions: dict[str, Callable[[], int]] = {
         "list": lambda: _list(output),
         "schema": lambda: _schema(output),
@@ -100,7 +107,8 @@ def _show(output: Output, name: str, overrides: tuple[str, ...]) -> int:
 
     recipe = recipes.read(recipes.find(name), overrides)
     found = recipes.cells(recipe)
-    text = recipes.find(name).read_text(encoding="utf-8").rstrip()
+    # As it stands, with its comments; what was changed stands in no file.
+    text = recipes.to_yaml(recipe) if overrides else recipes.find(name).read_text(encoding="utf-8").rstrip()
 
     def show(console: Console) -> None:
         console.print(text, soft_wrap=True)
@@ -177,7 +185,7 @@ def _from_manifest(output: Output, artifact: str) -> int:
     from exporter import recipes
     from exporter.artifact import Artifact
 
-    recipe = recipes.from_manifest(Artifact.open(artifact).manifest)
+    recipe = recipes.from_artifact(Artifact.open(artifact))
     text = recipes.to_yaml(recipe)
     output.result(recipe, human=lambda console: console.print(text, soft_wrap=True), quiet=text)
     return 0

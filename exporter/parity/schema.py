@@ -243,7 +243,8 @@ class Painting(Part):
 
 
 class PipelineRun(Part):
-    """The whole pipeline in one way of running the artifact; `stated` as in `Run`."""
+    """The whole pipeline in one way of running the artifact; `stated` as in `Run`, `not_checked` as of a part
+    that nothing here can run."""
 
     mode: Literal["graph", "default"]
     arithmetic: str
@@ -251,6 +252,7 @@ class PipelineRun(Part):
     stated: bool = False
     paintings: list[Painting] = Field(default_factory=list)
     problems: list[str] = Field(default_factory=list)
+    not_checked: str | None = None
     seconds: float = 0.0
 
 

@@ -112,7 +112,7 @@ def judge_pictures(pipeline: PipelineReport, limit: float) -> list[str]:
         f"{number(painting.original_psnr_db)} dB against the unquantised model's; "
         f"the stated limit is {limit:g} dB"
         for run in pipeline.runs
-        for painting in (run.paintings if run.gates and not run.problems else ())
+        for painting in (run.paintings if run.gates and not (run.problems or run.not_checked) else ())
         if painting.original_psnr_db is None or not (painting.original_psnr_db >= limit)
     ]
 

@@ -252,9 +252,10 @@ def _judge_paintings(run: PipelineRun, k: float) -> tuple[list[str], list[str], 
     """Failures, open questions and remarks of one run."""
     where = "" if run.mode == "graph" else f" ({run.mode} precision, {run.arithmetic})"
     failures = [f"pipeline{where}: {problem}" for problem in run.problems]
-    unsure: list[str] = []
+    unsure = [f"pipeline{where}: {run.not_checked}"] if run.not_checked else []
     notes: list[str] = []
-    for painting in run.paintings if not run.problems and not run.stated else ():
+    painted = not (run.problems or run.not_checked or run.stated)
+    for painting in run.paintings if painted else ():
         what = f"{painting.prompt!r}{where}"
         failure, chaotic = _judge_trajectory(painting, what, k)
         if failure:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from exporter.architectures.base import DENOISERS
+from exporter.errors import BackendMissing, ExporterError
 from exporter.parity import decisions
 from exporter.parity.clips import frames_of, strip
 from exporter.parity.metrics import NotComparable, psnr_db, ssim
@@ -64,10 +65,12 @@ def compare_pipelines(
     try:
         backends = decisions.heard(artifact_backend(by_name, runners), made)
         artifact = paint(checkpoint, components, plan, backends, tick)
+    except BackendMissing as error:  # made for other hardware: no fault, and no proof
+        run.not_checked = error.message.rstrip(".")
     except (
         Exception
     ) as error:  # whatever a runtime throws is the artifact's fault, not a crash of the verifier
-        run.problems.append(f"the artifact could not paint: {type(error).__name__}: {_first_line(error)}")
+        run.problems.append(f"the artifact could not paint: {_first_line(error)}")
     told = {n: c.decides.told(c) if c.decides and n in made else c for n, c in by_name.items()}
 
     def paint_twin() -> Painted:
@@ -174,4 +177,7 @@ def _save(painting: Painting, kind: str, values: np.ndarray, folder: Path, stem:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+    if isinstance(error, ExporterError):
+        return error.message.rstrip(".")
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line[:300]}"

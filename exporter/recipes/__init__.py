@@ -5,24 +5,15 @@
 >>> recipes.run(recipe).rows[0].verdict
 """
 
+from exporter.recipes.again import differences, from_artifact, from_manifest, to_yaml
 from exporter.recipes.matrix import Cell, cells
 from exporter.recipes.model import Recipe, json_schema
 from exporter.recipes.reading import read
-from exporter.recipes.running import (
-    RecipeResult,
-    Row,
-    check,
-    differences,
-    entrants,
-    from_manifest,
-    plan,
-    run,
-    to_yaml,
-)  # fmt: skip
+from exporter.recipes.running import RecipeResult, Row, check, entrants, plan, run
 from exporter.recipes.shelf import find, shelf
 
 __all__ = [
     "Cell", "Recipe", "RecipeResult", "Row", "cells", "check", "differences",
-    "entrants", "find", "from_manifest",
+    "entrants", "find", "from_artifact", "from_manifest",
     "json_schema", "plan", "read", "run", "shelf", "to_yaml",
 ]  # fmt: skip

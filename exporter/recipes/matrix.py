@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from exporter.recipes.model import Recipe, Scalar
-from exporter.recipes.reading import VARIABLE, RecipeError
+from exporter.recipes.model import VARIABLE, Recipe, Scalar
+from exporter.recipes.reading import RecipeError, path_of, reason_of
 
 FILLED = re.compile(r"\{([A-Za-z_]\w*)\}")
 DIRECT = ("target", "model", "revision", "variant")
@@ -55,7 +56,7 @@ def cells(recipe: Recipe) -> list[Cell]:
     count = math.prod(len(values) for values in recipe.matrix.values())
     if count > MAX_CELLS:
         raise RecipeError(
-            f"Recipe {recipe.name}: its matrix makes more than {MAX_CELLS} combinations.",
+            f"{recipe.where(('matrix',))}: the matrix makes more than {MAX_CELLS} combinations.",
             hint="Leave out an axis, or values.",
         )
     found = [
@@ -66,47 +67,98 @@ def cells(recipe: Recipe) -> list[Cell]:
     for cell in found:
         if cell.output is not None and places.setdefault(cell.output, cell.label) != cell.label:
             raise RecipeError(
-                f"Recipe {recipe.name}: {places[cell.output]} and {cell.label} would both be written to "
-                f"{cell.output}.",
+                f"{recipe.where(('output',))}: {places[cell.output]} and {cell.label} would both be "
+                f"written to {cell.output}.",
                 hint="Name the matrix's keys in `output`, for example artifacts/{name}-{target}.",
             )
     return found
 
 
 def _cell(recipe: Recipe, axes: dict[str, Scalar]) -> Cell:
-    values = {**recipe.variables, **axes}
-    data = _substitute(recipe.model_dump(exclude={"variables", "matrix"}), values)
+    values = _resolved(recipe, axes)
+    axes = {key: values[key] for key in axes}
+    raw = {key: value for key, value in recipe.said().items() if key not in ("variables", "matrix")}
+    data = _substitute(raw, values)
     for key, value in axes.items():
         if key in DIRECT:
             data[key] = str(value)
         elif key not in recipe.variables:
             data["options"][key] = value
     if not data["target"]:
-        raise RecipeError(f"Recipe {recipe.name} names no target.", hint="Add `target: onnx`, or a matrix.")
-    made = _validated(recipe, data)
+        raise RecipeError(
+            f"{recipe.where(('target',))}: the recipe {recipe.name} names no target.",
+            hint="Add `target: onnx`, or a matrix.",
+        )
+    made = _validated(recipe, data, raw, values, axes)
     filled = {**values, "name": recipe.name, "target": made.target}
-    output = Path(_fill(recipe, made.output, filled)) if made.output else None
-    if output is None and axes:
+    output = Path(_fill(recipe, ("output",), made.output, filled)) if made.output else None
+    if output is not None:
+        made = made.model_copy(update={"output": str(output)})  # what the manifest keeps stands by itself
+    elif axes:
         label = "-".join([recipe.name, *(_slug(v) for v in axes.values())])
         output = Path("artifacts") / label
     if made.publish is not None:
-        repo = _fill(recipe, made.publish.repo, filled)
+        repo = _fill(recipe, ("publish", "repo"), made.publish.repo, filled)
         made = made.model_copy(update={"publish": made.publish.model_copy(update={"repo": repo})})
     label = " ".join(str(v) for v in axes.values()) or recipe.name
     return Cell(label, axes, made, output)
 
 
-def _validated(recipe: Recipe, data: dict[str, Any]) -> Recipe:
+def _resolved(recipe: Recipe, axes: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The variables and the matrix's values, which may be made of other variables themselves."""
+    given = {**recipe.variables, **axes}
+    done: dict[str, Scalar] = {}
+
+    def resolve(name: str, inside: tuple[str, ...]) -> Scalar:
+        if name in inside:
+            raise RecipeError(f"{_source(recipe, name, axes)}: the variable {name} is made of itself.")
+        if name not in done:
+            value = given[name]
+            if isinstance(value, str):
+                needed = {each: resolve(each, (*inside, name)) for each in VARIABLE.findall(value)}
+                value = _substitute(value, needed)
+            done[name] = value
+        return done[name]
+
+    return {name: resolve(name, ()) for name in given}
+
+
+def _source(recipe: Recipe, name: str, axes: Mapping[str, Scalar]) -> str:
+    return recipe.where(("matrix" if name in axes else "variables", name))
+
+
+def _validated(
+    recipe: Recipe,
+    data: dict[str, Any],
+    raw: dict[str, Any],
+    values: Mapping[str, Scalar],
+    axes: Mapping[str, Scalar],
+) -> Recipe:
     """The recipe with its variables filled in; a value of the wrong type is told before anything uses it."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(
-            f"Recipe {recipe.name}: {key[:200]}: {first['msg'][:1].lower()}{first['msg'][1:]}, with its "
-            "variables filled in."
-        ) from error
+        path = path_of(first)
+        key = ".".join(str(part) for part in path)[:200]
+        axis = len(path) == 1 and path[0] in DIRECT and path[0] in axes
+        where = recipe.where(("matrix", *path) if axis else path)
+        written = recipe.matrix[str(path[0])] if axis else _at(raw, path)
+        used = dict.fromkeys(VARIABLE.findall(str(written)))
+        told = "".join(
+            f"; ${{{name}}} is {repr(values[name])[:100]} ({_source(recipe, name, axes)})" for name in used
+        )
+        raise RecipeError(f"{where}: {key}: {reason_of(first)}{told}.") from error
+
+
+def _at(value: Any, path: Sequence[Any]) -> Any:
+    """The deepest part of a path that is there."""
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            break
+    return value
 
 
 def _substitute(value: Any, variables: Mapping[str, Scalar]) -> Any:
@@ -123,11 +175,14 @@ def _substitute(value: Any, variables: Mapping[str, Scalar]) -> Any:
     return value
 
 
-def _fill(recipe: Recipe, text: str, values: Mapping[str, Any]) -> str:
+def _fill(recipe: Recipe, path: Sequence[str], text: str, values: Mapping[str, Any]) -> str:
     def one(found: re.Match[str]) -> str:
         if found[1] not in values:
+            close = difflib.get_close_matches(found[1], values, n=1)
             raise RecipeError(
-                f"Recipe {recipe.name}: {{{found[1]}}} in {text!r} is no key; there are: {', '.join(values)}."
+                f"{recipe.where(path)}: {{{found[1]}}} in {text!r} is no key; "
+                f"there are: {', '.join(values)}.",
+                hint=f"Did you mean {{{close[0]}}}?" if close else None,
             )
         return _slug(values[found[1]])
 

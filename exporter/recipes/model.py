@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
+
+from exporter.recipes.places import Places
 
 SCHEMA_ID = "exporter-recipe"
 Scalar = str | int | float | bool
+VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+UNFILLED = "unfilled"
+"""Context of a validation before variables are filled in: `${k}` may stand where a number is wanted."""
+NEVER_FILLED = ("name", "variables", "matrix")
 
 
 class Section(BaseModel):
     """Unknown keys are errors: a misspelt option that is ignored is worse than none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _filled_in_later(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        later = info.context == UNFILLED and info.field_name not in NEVER_FILLED
+        if later and isinstance(value, str) and VARIABLE.fullmatch(value):
+            return value
+        return check(value)
 
 
 class Verify(Section):
@@ -80,6 +104,8 @@ class Recipe(Section):
         variables: Names for `${name}` in any value; `--set name=value` changes them.
         matrix: Key → values; the recipe is run for every combination. Keys are `target`, `model`,
             a variable, or an option of the target.
+
+    As it is read, `${k}` may stand in the place of any value; `exporter.recipes.cells` fills it in.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -107,6 +133,20 @@ class Recipe(Section):
     publish: Publish | None = None
     variables: dict[str, Scalar] = Field(default_factory=dict)
     matrix: dict[str, list[Scalar]] = Field(default_factory=dict)
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    def placed(self, places: Places) -> Recipe:
+        """The recipe, which from now on knows where its values stand."""
+        self._places = places
+        return self
+
+    def where(self, path: Sequence[Any] = ()) -> str:
+        """The place of a value, for messages."""
+        return self._places.of(path) if self._places.name else f"Recipe {self.name}"
+
+    def said(self) -> dict[str, Any]:
+        """Its keys and values as they were written: `${k}` may stand for a number."""
+        return self.model_dump(warnings=False)
 
     def intake(self) -> dict[str, Any]:
         """How the model is opened and what is laid over it: arguments of `checkpoints.open_source`."""
@@ -130,4 +170,10 @@ class Recipe(Section):
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a recipe, for editors that complete and check YAML."""
     schema = Recipe.model_json_schema()
+    variable = {"type": "string", "pattern": f"^{VARIABLE.pattern}$"}
+    for section in (schema, *schema["$defs"].values()):
+        for name, value in section["properties"].items():
+            if name not in NEVER_FILLED and value.get("type") in ("number", "integer", "boolean"):
+                about = {key: value.pop(key) for key in ("title", "description", "default") if key in value}
+                section["properties"][name] = {**about, "anyOf": [value, variable]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, **schema}

@@ -6,8 +6,8 @@ Anchors that multiply (the "billion laughs") are bounded by the number of nodes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,25 @@ import yaml
 from pydantic import ValidationError
 
 from exporter.errors import InputError, UsageError
-from exporter.recipes.model import Recipe
+from exporter.recipes.model import UNFILLED, VARIABLE, Publish, Recipe, Section, Verify
+from exporter.recipes.places import Places
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
-VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
 class RecipeError(InputError):
     """A recipe that cannot be used; the message names the file and the line."""
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def read(path: str | Path, overrides: Sequence[str] = (), by: str = "--set") -> Recipe:
     """A recipe from a YAML file.
 
     Args:
         path: The file.
         overrides: `key=value`; keys with dots reach inside (`options.dtype=float16`), and the name of
             a variable sets it. Values are read as YAML.
+        by: What messages call an override.
 
     Raises:
         RecipeError: It is not there, no YAML, or not a recipe; with the line.
@@ -40,7 +41,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path).expanduser()
     hint = "`exporter recipe list` shows those there are."
-    return parse(read_text(path, "recipe", hint), str(path), overrides)
+    return parse(read_text(path, "recipe", hint), str(path), overrides, by)
 
 
 def read_text(path: Path, kind: str, hint: str | None = None) -> str:
@@ -58,16 +59,17 @@ def read_text(path: Path, kind: str, hint: str | None = None) -> str:
         raise RecipeError(f"The {kind} {path} cannot be read: {why}.", hint=hint) from error
 
 
-def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
+def parse(text: str, name: str, overrides: Sequence[str] = (), by: str = "--set") -> Recipe:
     """A recipe from YAML text; `name` is what messages call it. Raises as `read`."""
     root, data = load(text, name)
-    for override in overrides:
-        _override(data, override)
+    given = {_override(data, override, by): f"{by} {override.partition('=')[0]}" for override in overrides}
+    places = Places(name, root, given)
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data, context=UNFILLED)
     except ValidationError as error:
-        raise explained(error, root, name, "`exporter recipe schema` lists the keys.") from error
-    _check_variables(recipe, name, text)
+        hint = "`exporter recipe schema` lists the keys."
+        raise explained(error, places, hint, (Recipe, Verify, Publish), data.get("variables")) from error
+    _check_variables(recipe.placed(places))
     return recipe
 
 
@@ -104,6 +106,11 @@ class _Unique(yaml.SafeLoader):
                     None, None, "a key is one word, not a list or a mapping", key_node.start_mark
                 )
             key = key_node.value
+            kind = key_node.tag.rpartition(":")[2]
+            if kind not in ("str", "merge"):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"YAML reads the key {key} as {kind}: put it in quotes", key_node.start_mark
+                )
             if key in seen and key != "<<":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -126,84 +133,101 @@ def _bounded(root: yaml.Node | None, name: str) -> None:
             stack += node.value
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def _override(data: dict[str, Any], override: str, by: str) -> tuple[str, ...]:
+    """Put a value in its place, and say where that is."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise UsageError(f"--set {override!r} is not KEY=VALUE, for example options.dtype=float16.")
+        raise UsageError(f"{by} {override!r} is not KEY=VALUE, for example options.dtype=float16.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {key}: the value {text!r} cannot be read.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{by} {key}: the value {text!r} cannot be read.") from error
     variables = data.get("variables")
     if isinstance(variables, dict) and key in variables:
         variables[key] = value
-        return
+        return ("variables", key)
     place: Any = data
     *path, last = key.split(".")
     for part in path:
         place = place.setdefault(part, {}) if isinstance(place, dict) else None
     if not isinstance(place, dict):
-        raise UsageError(f"--set {key}: there is nothing inside {'.'.join(path)!r}.")
+        raise UsageError(f"{by} {key}: there is nothing inside {'.'.join(path)!r}.")
     place[last] = value
     matrix = data.get("matrix")
     axis = last if path in ([], ["options"]) else None
     if isinstance(matrix, dict) and axis in matrix:
         del matrix[axis]  # what was set by hand is no longer varied
+    return (*path, last)
 
 
-def explained(error: ValidationError, root: yaml.Node, name: str, hint: str) -> RecipeError:
-    """What pydantic found, in one sentence with the line; `hint` tells where the keys are listed."""
-    first = error.errors()[0]
-    path = [
-        part
-        for part in first["loc"]
-        if not (isinstance(part, str) and part in ("str", "int", "float", "bool"))
-    ]
-    key = ".".join(str(part) for part in path)
-    where = f"{name} line {line_of(root, path)}"
+def explained(
+    error: ValidationError,
+    places: Places,
+    hint: str,
+    kinds: Sequence[type[Section]],
+    variables: Any = None,
+) -> RecipeError:
+    """What pydantic found, in one sentence with the place.
+
+    Args:
+        hint: Where the keys are listed.
+        kinds: Whose keys a misspelt one may have been meant for.
+        variables: Names that `--set` takes as well.
+    """
+    found = error.errors()
+    # A misspelt key leaves another one missing; the misspelt one is what there is to see.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    path = path_of(first)
+    key = ".".join(str(part) for part in path)[:200]
+    where = places.of(path)
     if first["type"] == "extra_forbidden":
-        return RecipeError(f"{where}: there is no key {key!r}.", hint=hint)
+        known = [name for kind in kinds for name in kind.model_fields]
+        known += [str(name) for name in variables] if isinstance(variables, Mapping) else []
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        suggestion = f"Did you mean {close[0]}? " if close else ""
+        return RecipeError(f"{where}: there is no key {key!r}.", hint=suggestion + hint)
     if first["type"] == "missing":
         return RecipeError(f"{where}: the key {key!r} is missing.")
-    reason = first["msg"].removeprefix("Value error, ")
-    return RecipeError(f"{where}: {key}: {reason[:1].lower()}{reason[1:]}.")
+    if path[:1] == ("variables",) and len(path) == 2:
+        return RecipeError(f"{where}: {key}: a variable is one word or number, true or false.")
+    return RecipeError(f"{where}: {key}: {reason_of(first)}.")
 
 
-def line_of(root: yaml.Node, path: Sequence[Any]) -> int:
-    """The line (from 1) of the deepest node of a path that is there."""
-    node, line = root, root.start_mark.line
-    for part in path:
-        found = None
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            found = (node.value[part], node.value[part])
-        if found is None:
-            break
-        line, node = found[0].start_mark.line, found[1]
-    return line + 1
+def path_of(details: Any) -> tuple[Any, ...]:
+    """Where pydantic found something, without the names of the types that it tried."""
+    kinds = ("str", "int", "float", "bool")
+    return tuple(
+        part
+        for part in details["loc"]
+        if not (isinstance(part, str) and (part in kinds or part.startswith(("dict[", "list["))))
+    )
 
 
-def _check_variables(recipe: Recipe, name: str, source: str) -> None:
+def reason_of(details: Any) -> str:
+    """What pydantic says of it, to stand in a sentence."""
+    reason = str(details["msg"]).removeprefix("Value error, ")
+    return f"{reason[:1].lower()}{reason[1:]}"
+
+
+def _check_variables(recipe: Recipe) -> None:
     known = {*recipe.variables, *recipe.matrix}
-    lines = source.splitlines()
-    for text in _strings(recipe.model_dump(exclude={"variables"})):
+    for path, text in _strings(recipe.said(), ()):
         for variable in VARIABLE.findall(text):
             if variable not in known:
                 have = ", ".join(sorted(known)) or "none"
-                used = f"${{{variable}}}"
-                line = next(
-                    (n for n, words in enumerate(lines, 1) if used in (" " + words).partition(" #")[0]), None
+                close = difflib.get_close_matches(variable, known, n=1)
+                raise RecipeError(
+                    f"{recipe.where(path)}: ${{{variable}}} is no variable of the recipe; there are: {have}.",
+                    hint=f"Did you mean ${{{close[0]}}}?" if close else None,
                 )
-                where = f"{name} line {line}" if line else name  # none: it came by --set
-                raise RecipeError(f"{where}: {used} is no variable of the recipe; there are: {have}.")
 
 
-def _strings(value: Any) -> list[str]:
+def _strings(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
     if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [text for part in value.values() for text in _strings(part)]
-    if isinstance(value, list | tuple):
-        return [text for part in value for text in _strings(part)]
-    return []
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _strings(part, (*path, key))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _strings(part, (*path, number))

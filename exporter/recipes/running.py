@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import MANIFEST
-from exporter.errors import ExporterError
+from exporter.errors import DestinationError, ExporterError
 from exporter.progress import NullProgress, Prefixed, Progress
 from exporter.recipes.matrix import Cell, cells
 from exporter.recipes.model import Recipe
 
 if TYPE_CHECKING:
-    from exporter.artifact import Manifest, SourceRecord
     from exporter.bench import Entrant
     from exporter.checkpoints import Checkpoint
     from exporter.conversion import Plan
@@ -182,34 +181,77 @@ def _decibels(psnr: float | None) -> str:
     return "identical" if psnr == float("inf") else f"{psnr:.1f} dB"
 
 
-def entrants(found: Sequence[Cell], *, progress: Progress | None = None) -> list[Entrant]:
+def entrants(
+    found: Sequence[Cell], *, progress: Progress | None = None, keep_going: bool = False
+) -> list[Entrant]:
     """The competitors of a bench that recipes stand for; an artifact that is not there yet is made.
+
+    Args:
+        keep_going: One that cannot be has its reason as `Entrant.error`, and the others go on.
 
     Raises:
         UsageError, BackendMissing: A technique that cannot be.
-        ExporterError: A conversion that does not end in an artifact.
+        ExporterError: A conversion that does not end in an artifact, or another artifact in its place.
     """
+    from exporter.bench import Entrant
+
+    result = []
+    for cell in found:
+        name = cell.recipe.name if cell.label == cell.recipe.name else f"{cell.recipe.name} {cell.label}"
+        try:
+            result.append(_entrant(cell, name, progress))
+        except ExporterError as error:
+            if not keep_going:
+                raise
+            result.append(Entrant(str(cell.output or cell.recipe.model), name, error=error))
+    return result
+
+
+def _entrant(cell: Cell, name: str, progress: Progress | None) -> Entrant:
     from exporter import techniques
     from exporter.bench import Entrant
     from exporter.conversion import convert
 
-    result = []
-    for cell in found:
-        recipe = cell.recipe
-        name = recipe.name if cell.label == recipe.name else f"{recipe.name} {cell.label}"
-        if cell.target == PYTORCH:
-            checkpoint = _checkpoint(recipe)
-            techniques.check(
-                recipe.techniques, PYTORCH, checkpoint.component_classes, checkpoint.pipeline_class
-            )
-            result.append(Entrant(recipe.model, name, tuple(recipe.techniques), _intake(recipe)))
-            continue
-        planned = plan(cell, progress)
-        if not (planned.output / MANIFEST).is_file():
-            settings, recorded = recipe.verify.settings(), recorded_recipe(cell)
-            convert(planned, progress=progress, verify_settings=settings, recipe=recorded)
-        result.append(Entrant(str(planned.output), name))
-    return result
+    recipe = cell.recipe
+    if cell.target == PYTORCH:
+        checkpoint = _checkpoint(recipe)
+        techniques.check(recipe.techniques, PYTORCH, checkpoint.component_classes, checkpoint.pipeline_class)
+        return Entrant(recipe.model, name, tuple(recipe.techniques), _intake(recipe))
+    planned = plan(cell, progress)
+    if (planned.output / MANIFEST).is_file():
+        _refuse_another(planned)
+    else:
+        settings, recorded = recipe.verify.settings(), recorded_recipe(cell)
+        convert(planned, progress=progress, verify_settings=settings, recipe=recorded)
+    return Entrant(str(planned.output), name)
+
+
+def _refuse_another(planned: Plan) -> None:
+    """What stands in the place of an artifact is measured under the recipe's name, so it has to be that one.
+
+    Raises:
+        DestinationError: It was made of something else, or otherwise.
+    """
+    from exporter.artifact import Artifact
+
+    manifest = Artifact.open(planned.output).manifest
+    source = manifest.source
+    there = {
+        "target": (manifest.target, planned.target),
+        "source": (source.source, planned.source),
+        "revision": (source.revision, planned.revision),
+        "variant": (source.variant, planned.variant),
+        "overlays": ([o.model_dump(mode="json") for o in source.overlays], planned.overlays),
+        "options": (manifest.options, planned.options),
+        "techniques": ([t.model_dump(mode="json") for t in manifest.techniques], planned.techniques),
+        "components": ({c.name for c in manifest.components}, {c.name for c in planned.components}),
+    }
+    other = [name for name, (is_there, wanted) in there.items() if is_there != wanted]
+    if other:
+        raise DestinationError(
+            f"{planned.output} is not what the recipe makes (other {', '.join(other)}).",
+            hint="Name another folder with --set output=DIR, or measure it by its own name.",
+        )
 
 
 def _intake(recipe: Recipe) -> dict[str, Any]:
@@ -227,80 +269,3 @@ def _checkpoint(recipe: Recipe) -> Checkpoint:
 def recorded_recipe(cell: Cell) -> dict[str, Any]:
     """What the manifest keeps: the cell's own recipe, without what is as by default."""
     return cell.recipe.model_dump(mode="json", exclude_defaults=True)
-
-
-def from_manifest(manifest: Manifest) -> Recipe:
-    """The recipe that makes an artifact again."""
-    if manifest.recipe is not None:
-        return Recipe.model_validate(manifest.recipe)
-    source = manifest.source
-    base = source.source.removeprefix("builtin:").rstrip("/").split("/")[-1]
-    options: Mapping[str, Any] = {k: v for k, v in manifest.options.items() if v is not None}
-    sizes = [options["static"], *options.get("more_sizes", ())] if options.get("static") else []
-    texts = ["x".join(map(str, size)) for size in sizes]
-    options = {k: v for k, v in options.items() if k not in ("static", "more_sizes")}
-    if texts:
-        options = {**options, "static": texts if len(texts) > 1 else texts[0]}
-    return Recipe.model_validate(
-        {
-            "name": f"{base}-{manifest.target}",
-            "description": f"Makes the {manifest.target} artifact of {source.source} again.",
-            "model": source.source,
-            "revision": source.revision,
-            "variant": source.variant,
-            **_intake_of(source),
-            "target": manifest.target,
-            "techniques": [{each.name: each.options} for each in manifest.techniques],
-            "options": options,
-            "components": [c.name for c in manifest.components],
-            "verify": {"enabled": not manifest.verification_skipped},
-        }
-    )
-
-
-def _intake_of(source: SourceRecord) -> dict[str, Any]:
-    """The recipe's keys for how a source was opened and what was laid over it."""
-    found: dict[str, Any] = {"config": source.config, "tokenizer": source.tokenizer}
-    found |= {"base": source.base, "allow_pickle": source.pickle}
-    for overlay in source.overlays:
-        if overlay.kind == "lora":
-            scale = "" if overlay.scale is None else f":{overlay.scale:g}"
-            found.setdefault("loras", []).append(f"{overlay.source}{scale}")
-        elif overlay.kind == "textual_inversion":
-            found.setdefault("textual_inversions", []).append(overlay.source)
-        elif overlay.kind == "controlnet":
-            found.setdefault("controlnets", []).append(overlay.source)
-        elif overlay.kind == "ip_adapter":
-            found["ip_adapters"] = [overlay.source]
-        elif overlay.kind == "vae":
-            found["vae"] = overlay.source
-        elif overlay.kind == "scheduler":
-            found["scheduler"] = overlay.source
-        elif overlay.kind == "task":
-            found["task"] = overlay.source
-    return found
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The recipe as a file, without what is as by default."""
-    import yaml
-
-    data = recipe.model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, in a, in b) for every key that differs; None where it is not there. Names do not count."""
-    one, two = (_flat(recipe.model_dump(mode="json", exclude={"name", "description"})) for recipe in (a, b))
-    keys = dict.fromkeys([*one, *two])
-    return [(key, one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, part in value.items():
-        if isinstance(part, Mapping):
-            flat |= _flat(part, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = part
-    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,12 @@ from exporter.errors import InputError
 from exporter.recipes.reading import RecipeError, read
 
 BATCHES = "batch"
+
+
+class UnknownRecipe(RecipeError):
+    """No recipe of that name: what is wrong is the request, not a recipe."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ def find(name: str) -> Path:
     """The file of a recipe: a path, or a name on the shelf; its last part is enough where only one has it.
 
     Raises:
-        RecipeError: There is none.
+        UnknownRecipe: There is none, or several.
     """
     path = Path(name).expanduser()
     if path.suffix in {".yaml", ".yml"} or path.is_file():
@@ -65,7 +72,19 @@ def find(name: str) -> Path:
     if exact or len(short) == 1:
         return (exact or short)[0]
     if short:
-        raise RecipeError(
+        raise UnknownRecipe(
             f"There are several recipes {name!r}: {', '.join(names[p].as_posix() for p in short)}."
         )
-    raise RecipeError(f"There is no recipe {name!r}.", hint="`exporter recipe list` shows those there are.")
+    close = _close(name, [known.as_posix() for known in names.values()])
+    suggestion = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise UnknownRecipe(
+        f"There is no recipe {name!r}.", hint=suggestion + "`exporter recipe list` shows those there are."
+    )
+
+
+def _close(name: str, known: list[str]) -> list[str]:
+    """What a misspelt name was meant for: a whole one, or else last parts."""
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
+        return close
+    last = difflib.get_close_matches(name, [each.rpartition("/")[2] for each in known], n=1)
+    return [each for each in known if each.rpartition("/")[2] in last][:3]

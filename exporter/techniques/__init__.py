@@ -215,8 +215,10 @@ def apply(pipeline: Any, given: Sequence[Named]) -> Undo:
         What takes all of them away again.
 
     Raises:
-        UsageError, BackendMissing: As `check`; the pipeline is as it was.
+        UsageError, BackendMissing: As `check`. Whatever is raised, also by a technique in the middle of its
+            own work, the pipeline is as it was.
     """
+    from exporter.techniques._before import remember
     from exporter.techniques.base import device_of
 
     found = check(
@@ -226,7 +228,12 @@ def apply(pipeline: Any, given: Sequence[Named]) -> Undo:
     undos: list[Undo] = []
     try:
         for each in found:
-            undos.append(each.apply(pipeline))
+            before = remember(pipeline)
+            try:
+                undos.append(each.apply(pipeline))
+            except BaseException:
+                undos.append(before)
+                raise
     except BaseException:
         together(undos)()
         raise

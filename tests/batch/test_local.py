@@ -56,7 +56,7 @@ def test_verdicts_reports_and_the_page(tiny: Path, tmp_path: Path) -> None:
     ran = spawn("batch", matrix, "-o", out, "--json")
     (row,) = ran.document["rows"]
     assert ran.code == 0 and row["verdict"] == "PASS", ran
-    assert (out / row["report"]).is_file()
+    assert (out / row["report"]).is_file() and row["report"].endswith("verification/report.html")
     assert f'href="{row["report"]}"' in (out / "index.html").read_text()
     assert json.loads((out / "batch.json").read_text())["rows"][0]["verdict"] == "PASS"
 

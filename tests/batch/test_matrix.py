@@ -81,7 +81,7 @@ def test_the_command_says_so_in_one_sentence(tmp_path: Path) -> None:
     invoke("batch", path, "-o", tmp_path / "out").failed(3, "m.yaml line 10", "no key 'modles'")
     assert not (tmp_path / "out").exists()
     invoke("batch", tmp_path / "none.yaml", "-o", tmp_path / "out").failed(3, "cannot be read")
-    invoke("batch", "no-such", "-o", tmp_path / "out").failed(3, "There is no matrix 'no-such'")
+    invoke("batch", "no-such", "-o", tmp_path / "out").failed(2, "There is no matrix 'no-such'", "embedded")
 
 
 def test_the_worst_exit_code() -> None:

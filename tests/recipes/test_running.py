@@ -11,6 +11,7 @@ import torch
 from exporter import recipes
 from exporter.artifact import Artifact
 from exporter.errors import BackendMissing
+from exporter.recipes.reading import parse
 from exporter.targets import target_names
 from tests import ip_adapters
 from tests.cli.runner import invoke
@@ -112,6 +113,7 @@ def test_recipes_for_pytorch_are_measured_against_the_plain_pipeline(tiny: Path)
     assert [row["name"] for row in (cached, gated)] == ["pytorch-deep-cache", "pytorch-t-gate"]
     assert cached["psnr"] is not None and cached["psnr"] < 90, "the technique changed nothing"
     assert plain["psnr"] is None and plain["device_memory"] == 0
+    assert (plain["techniques"], cached["techniques"]) == ([], ["deep-cache"])
 
 
 def test_running_a_recipe_for_pytorch_writes_nothing(
@@ -177,8 +179,16 @@ def test_the_command_line() -> None:
         {"key": "options.dtype", "a": None, "b": "float16"}
     ]
     assert json.loads(invoke("recipe", "schema").stdout)["type"] == "object"
-    invoke("recipe", "show").failed(2, "takes 1 names, not 0")
-    invoke("recipe", "run", "nothing-of-that-name").failed(3, "no recipe")
+    invoke("recipe", "show").failed(2, "takes 1 name, not 0")
+    invoke("recipe", "run", "nothing-of-that-name").failed(2, "no recipe")
+    invoke("recipe", "run", "onnx/flot16").failed(2, "Did you mean onnx/float16?")
+    invoke("recipe", "run", "flot16").failed(
+        2, "Did you mean onnx/float16 or openvino/float16 or pt2/float16?"
+    )
+    invoke("recipe", "list", "--set", "model=x").failed(2, "--set does nothing")
+    invoke("recipe", "check", "onnx/float16", "--overwrite").failed(2, "--overwrite does nothing")
+    changed = invoke("recipe", "show", "onnx/float16", "--set", "options.dtype=float32")
+    assert "dtype: float32" in changed.stdout and "dtype: float16" not in changed.stdout
     missing = invoke("recipe", "check", "onnx/float32", "--set", "target=tensorrt", "--json")
     assert missing.code == 2 and "There is no target 'tensorrt'" in missing.stdout
 
@@ -238,3 +248,46 @@ def test_a_pickle_in_a_recipe_is_refused_unless_it_asks(tiny: Path, tmp_path: Pa
     (tmp_path / "r.yaml").write_text(text + "allow_pickle: true\n")
     ran = invoke("recipe", "check", tmp_path / "r.yaml", "--json")
     assert ran.code == 3 and "so it is refused" not in ran.stdout
+
+
+def test_the_recipe_of_an_artifact_from_any_folder(tiny: Path, tmp_path: Path) -> None:
+    """Names that are no word, a scale with all its digits, and the strictness it was judged with."""
+    from tests.checkpoints import conftest as loras
+
+    model = tmp_path / "_my model (v2)"
+    model.symlink_to(tiny)
+    lora = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.pairs()))
+    common = ["--to", "safetensors", "--component", "vae_decoder", "--lora", f"{lora}:0.123456789"]
+    ran = invoke("convert", model, *common, "-o", tmp_path / "one", "--k", "2.5")
+    assert ran.code == 0, ran
+    made = invoke("recipe", "from-manifest", tmp_path / "one")
+    assert made.code == 0, made
+    recipe = parse(made.stdout, "again.yaml")
+    assert recipe.name == "my-model-v2-safetensors" and recipe.verify.k == 2.5
+    assert recipe.loras == [f"{lora}:0.123456789"]
+    assert [row.error for row in recipes.check(recipe)] == [None]
+
+
+def test_a_recipe_of_another_version_in_a_manifest(tiny: Path, tmp_path: Path) -> None:
+    common = ["--to", "safetensors", "--component", "vae_decoder", "--no-verify"]
+    assert invoke("convert", tiny, *common, "-o", tmp_path / "one").code == 0
+    place = tmp_path / "one" / "exporter.json"
+    manifest = json.loads(place.read_text()) | {"recipe": {"name": "a", "model": "x", "of_2030": 1}}
+    place.write_text(json.dumps(manifest))
+    invoke("recipe", "from-manifest", tmp_path / "one").failed(3, "none that this version knows: of_2030")
+
+
+def test_the_recipe_of_a_cell_of_a_matrix(tiny: Path, tmp_path: Path) -> None:
+    """Its output named a key of the matrix, which its own recipe has not."""
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        f"name: m\nmodel: {tiny}\ntarget: safetensors\ncomponents: [vae_decoder]\n"
+        "verify: {enabled: false}\n"
+        f"output: {tmp_path}/{{dtype}}\nmatrix:\n  dtype: [float16]\n"
+    )
+    assert invoke("recipe", "run", path).code == 0
+    made = invoke("recipe", "from-manifest", tmp_path / "float16")
+    recipe = parse(made.stdout, "again.yaml")
+    assert recipe.output == str(tmp_path / "float16") and recipe.options == {"dtype": "float16"}
+    checked = recipes.check(parse(made.stdout, "again.yaml", [f"output={tmp_path / 'second'}"]))
+    assert [row.error for row in checked] == [None]

@@ -215,6 +215,15 @@ def read_program(path: Path) -> Exported:
         raise BackendMissing(f"JAX cannot read programs here: {_one_line(error)}.", hint=EXTRA) from error
     except Exception as error:  # the readers raise many types
         raise ArtifactError(f"JAX cannot open {where}: {_one_line(error)}", hint=HINT) from error
+    version = exported.calling_convention_version
+    oldest = jax.export.minimum_supported_calling_convention_version
+    newest = jax.export.maximum_supported_calling_convention_version
+    if not oldest <= version <= newest:  # JAX itself looks at it only when it writes
+        raise ArtifactError(
+            f"{where} follows version {version} of JAX's calling convention; JAX {jax.__version__} knows "
+            f"{oldest} to {newest}.",
+            hint="Update JAX." if version > newest else "Convert again with this JAX.",
+        )
     return exported
 
 

@@ -15,7 +15,7 @@ from exporter.artifact import Artifact
 from exporter.errors import ArtifactError, UsageError
 from exporter.parity import verify
 from exporter.planning import make_plan, parse_options
-from exporter.recipes.running import from_manifest
+from exporter.recipes import from_manifest
 from exporter.targets import RunOptions, get_target
 from exporter.targets.base import component_size
 from exporter.targets.coreml import CoremlOptions, load

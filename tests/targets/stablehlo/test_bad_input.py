@@ -14,7 +14,8 @@ import pytest
 
 from exporter.artifact import Artifact
 from exporter.conversion import convert, make_plan
-from exporter.errors import BackendMissing, UnsupportedError, UsageError
+from exporter.errors import ArtifactError, BackendMissing, UnsupportedError, UsageError
+from exporter.parity import verify
 from exporter.staging import Staging
 from exporter.targets.sharing import shared_evenly
 from exporter.targets.stablehlo.devices import check_platform, find_devices
@@ -56,6 +57,27 @@ def test_an_artifact_for_a_platform_that_is_not_there(for_tpu: Path) -> None:
     with pytest.raises(BackendMissing, match=r"was lowered for tpu, and this is a cpu") as caught:
         runner(for_tpu, "text_encoder")
     assert caught.value.exit_code == 4 and "platforms=cpu" in str(caught.value.hint)
+
+
+def test_what_cannot_be_run_here_is_no_fault_of_the_artifact(for_tpu: Path, tiny: Path) -> None:
+    """Neither component nor picture could be checked: INCONCLUSIVE, with the reason, and never FAIL."""
+    report = verify(for_tpu, steps=2, samples=1, prompts=["a cat"])
+    assert [c.verdict for c in report.components] == ["INCONCLUSIVE"]
+    assert report.pipeline is not None and report.pipeline.verdict == report.verdict == "INCONCLUSIVE"
+    assert "was lowered for tpu" in report.pipeline.reasons[0] and ".." not in report.summary
+
+
+@pytest.mark.parametrize(("version", "hint"), [(99, "Update JAX"), (3, "Convert again")])
+def test_a_calling_convention_of_another_jax(program: Path, tmp_path: Path, version: int, hint: str) -> None:
+    import jax.export
+
+    place = tmp_path / "unet" / "model.stablehlo"
+    place.parent.mkdir()
+    made = jax.export.deserialize(bytearray((program / "unet" / "model.stablehlo").read_bytes()))
+    place.write_bytes(replace(made, calling_convention_version=version).serialize())
+    with pytest.raises(ArtifactError, match=rf"unet/model.stablehlo follows version {version} of") as caught:
+        read_program(place)
+    assert caught.value.hint is not None and caught.value.hint.startswith(hint)
 
 
 def test_a_device_that_is_not_there(program: Path) -> None:
