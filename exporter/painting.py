@@ -110,6 +110,20 @@ def open_picture(path: Path) -> Image:
         raise InputError(f"{path} cannot be read as a picture: {error}.") from error
 
 
+def starts_from(pipeline: Any) -> set[str]:
+    """Which of `image` and `mask_image` the pipeline's own class begins with."""
+    known = set(inspect.signature(pipeline.__call__).parameters)
+    if control_argument(known) == "image":  # what its ControlNet reads, not what it starts from
+        known.remove("image")
+    return known & {"image", "mask_image"}
+
+
+def repaints(pipeline: Any) -> bool:
+    """Whether the model was made for repainting, so that it needs a mask."""
+    channels = int(denoiser(pipeline).config.in_channels)
+    return channels == 9 or ("mask_image" in starts_from(pipeline) and channels > _out_channels(pipeline))
+
+
 def for_task(pipeline: Any, *, image: bool, mask: bool) -> Any:
     """The pipeline of the same components that starts from noise, from a picture, or repaints part of one.
 
@@ -118,14 +132,10 @@ def for_task(pipeline: Any, *, image: bool, mask: bool) -> Any:
     """
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
-    name = type(pipeline).__name__
-    own = set(inspect.signature(pipeline.__call__).parameters)
-    if control_argument(own) == "image":  # what its ControlNet reads, not what it starts from
-        own.remove("image")
-    channels = int(denoiser(pipeline).config.in_channels)
+    name, own = type(pipeline).__name__, starts_from(pipeline)
     if mask and not image:
         raise UsageError("A mask needs the picture that it masks.", hint="Add --image FILE.")
-    if not mask and (channels == 9 or ("mask_image" in own and channels > _out_channels(pipeline))):
+    if not mask and repaints(pipeline):
         raise UsageError(
             "This model repaints part of a picture.", hint="Give it one with --image FILE --mask FILE."
         )
@@ -197,11 +207,12 @@ def paint(
         return generic_pipeline.paint(
             pipeline, prompts, seed=seed, steps=steps, guidance=guidance, height=height, width=width,
             progress=report, negative_prompt=negative_prompt, image=image, mask=mask, strength=strength,
+            control=control or None, control_scale=control_scale or None,
         )  # fmt: skip
     pipeline = for_task(pipeline, image=image is not None, mask=mask is not None)
     native = native_size(pipeline)
     shown = image if image is not None else next(iter(control), None)
-    fits = shown is not None and not _is_baked(pipeline)
+    fits = shown is not None and not is_baked(pipeline)
     shape = shown.size if shown is not None and fits and not height and not width else None
     native = _size_of(shown, pipeline) if shown is not None and fits else native
     height, width = height or native[0], width or native[1]
@@ -273,7 +284,8 @@ def _size_of(image: Image, pipeline: Any) -> tuple[int, int]:
     return tuple(max(1, round(side / multiple)) * multiple for side in (image.height, image.width))  # type: ignore[return-value]
 
 
-def _is_baked(pipeline: Any) -> bool:
+def is_baked(pipeline: Any) -> bool:
+    """Whether an artifact paints in one size only."""
     baked = _baked(pipeline)
     return baked is not None and isinstance(baked[0], int)
 

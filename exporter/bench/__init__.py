@@ -12,71 +12,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.bench.competitor import Competitor, Measured
+from exporter.bench.request import Entrant, Settings
 from exporter.errors import ExporterError, UsageError
 from exporter.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from exporter.techniques import Named
-
 PROMPTS = {"builtin:shapes": "a large red star at the left on a blue background"}
 GENERIC = "a photograph of an astronaut riding a horse"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is painted.
-
-    Attributes:
-        runs: Pictures that count, after `warm_up` that do not.
-        steps: Scheduler steps of a picture.
-        height / width: Pixels; the native size when None.
-        frames: Of a clip, where a video model makes the pictures; its pipeline's own number when None.
-        device / precision_hint: As of `exporter run`; None is what each artifact was made for.
-        trust: Open artifacts that are programs although they were not made here.
-    """
-
-    prompt: str
-    runs: int = 5
-    warm_up: int = 1
-    steps: int = 10
-    seed: int = 0
-    guidance: float = 7.5
-    height: int | None = None
-    width: int | None = None
-    frames: int | None = None
-    device: str | None = None
-    precision_hint: str | None = None
-    trust: bool = False
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """What takes part.
-
-    Attributes:
-        source: An artifact, or a checkpoint for the PyTorch pipeline.
-        name: In tables; the source itself when empty.
-        techniques: Applied to the PyTorch pipeline (`exporter.techniques`).
-        intake: Of a checkpoint: further arguments of `exporter.pipeline.load` (revision, loras …).
-        error: Why it cannot take part, where that is known before.
-    """
-
-    source: str
-    name: str = ""
-    techniques: tuple[Named, ...] = ()
-    intake: dict[str, Any] = field(default_factory=dict)
-    error: ExporterError | None = None
-
-    @property
-    def title(self) -> str:
-        return self.name or self.source
 
 
 @dataclass
@@ -94,7 +43,8 @@ class Row:
         speedup: The first competitor's median over this one's.
         static: The size it was baked for, if it was.
         compiled: Whether parts of it were opened as compiled for the device (`exporter compile`).
-        notes: Why something that was compiled was not used.
+        notes: Why something that was compiled was not used, or why the picture is not compared.
+        given: The pictures it was given: what for → the file's name, or that it was the verifier's drawing.
         techniques: Names of those that change the PyTorch pipeline.
         error: Why it could not take part.
     """
@@ -113,6 +63,7 @@ class Row:
     static: str | None = None
     compiled: bool = False
     notes: list[str] = field(default_factory=list)
+    given: dict[str, str] = field(default_factory=dict)
     verdict: str | None = None
     techniques: list[str] = field(default_factory=list)
     psnr: float | None = None
@@ -158,6 +109,11 @@ class BenchResult:
         return next((row.error.exit_code for row in self.rows if row.error is not None), 0)
 
     @property
+    def given(self) -> dict[str, str]:
+        """Pictures that competitors were given, as `Row.given`: the same for all that took one."""
+        return {name: what for row in self.rows for name, what in row.given.items()}
+
+    @property
     def nothing_to_compare_with(self) -> bool:
         """The first competitor, which is the yardstick, took no part and others did."""
         return self.rows[0].error is not None and any(row.error is None for row in self.rows)
@@ -166,6 +122,7 @@ class BenchResult:
         """JSON values."""
         return {
             "settings": vars(self.settings),
+            "given": self.given,
             "rows": [row.as_dict() for row in self.rows],
             "environment": self.environment,
             "interleaved": self.interleaved,
@@ -192,7 +149,8 @@ def run(
         settings: See `Settings`.
 
     Raises:
-        UsageError: No source, one given twice, or a number below 1.
+        UsageError: No source, one given twice, a number below 1, or artifacts that cannot paint the same.
+        InputError: A file that is no picture.
     """
     report = progress or NullProgress()
     if not sources:
@@ -203,7 +161,11 @@ def run(
     chosen = Settings(prompt=prompt or PROMPTS.get(_origin(entrants[0].source), GENERIC), **settings)
     if min(chosen.runs, chosen.steps) < 1 or chosen.warm_up < 0:
         raise UsageError("runs and steps must be at least 1, and warm-ups not below 0.")
+    from exporter.bench.given import as_files
+    from exporter.bench.tokens import common_tokens
     from exporter.parity.environment import environment
+
+    chosen = replace(as_files(chosen), tokens=common_tokens(entrants))
 
     rows: list[Row] = []
     groups = [entrants] if interleave else [[each] for each in entrants]
@@ -276,17 +238,25 @@ def _compare(rows: list[Row]) -> None:
         if row.error is not None or first.error is not None or not row.seconds or not first.seconds:
             continue
         row.speedup = first.median / row.median
+        if row.given != first.given:
+            row.notes = [*row.notes, f"Its picture is not compared: {first.name} was given others."]
+            continue
         if first.picture is not None and row.picture is not None and first.picture.size == row.picture.size:
             from exporter.demo.pictures import compare
 
             row.psnr = compare(row.picture, first.picture).psnr
 
 
-def _origin(source: str) -> str:
-    """What a source was made from, for the choice of a prompt."""
+def is_made(source: str) -> bool:
+    """Whether a source is an artifact in a folder here, over which nothing can be laid any more."""
     from exporter.inspection import is_artifact
 
-    if is_artifact(source):
+    return is_artifact(source)
+
+
+def _origin(source: str) -> str:
+    """What a source was made from, for the choice of a prompt."""
+    if is_made(source):
         from exporter.artifact import Artifact
 
         return Artifact.open(Path(source)).manifest.source.source

@@ -46,6 +46,7 @@ def write_page(result: BenchResult, path: Path) -> None:
     """Write the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from exporter.bench.given import told
     from exporter.demo.pictures import data_uri
     from exporter.planning import human
 
@@ -53,7 +54,7 @@ def write_page(result: BenchResult, path: Path) -> None:
         loader=PackageLoader("exporter.bench", "."), undefined=StrictUndefined, autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"human": human, "seconds": seconds, "decibels": decibels}
+    environment.filters |= {"human": human, "seconds": seconds, "decibels": decibels, "told": told}
     style = Path(__file__).parents[1] / "demo" / "style.css"
     page = environment.get_template("page.html.j2").render(
         result=result,

@@ -18,7 +18,10 @@ from typing import Any
 
 from exporter.errors import ArtifactError, ExporterError
 
-PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer")
+PARTS = (
+    "text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder", "controlnet", "adapter", "unet",
+    "transformer",
+)  # fmt: skip
 
 
 class Stopwatch:
@@ -32,6 +35,7 @@ class Stopwatch:
                 module.forward = self._timed(name, module.forward)
         vae = getattr(pipeline, "vae", None)
         if vae is not None:
+            vae.encode = self._timed("vae_encoder", vae.encode)
             vae.decode = self._timed("vae_decoder", vae.decode)
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,6 +65,7 @@ class Worker:
     def open(self, entrant: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         from exporter import pipeline
         from exporter.artifact import MANIFEST, Artifact
+        from exporter.bench.given import given_to
         from exporter.checkpoints.published import local_folder
         from exporter.sizes import at_size
 
@@ -78,12 +83,13 @@ class Worker:
             **entrant["intake"],
         )
         load = time.perf_counter() - began
+        self.given = given_to(self.pipeline, settings)
         self.watch = Stopwatch(self.pipeline)
         folder = local_folder(source)
         if folder is None or not (folder / MANIFEST).is_file():
             return {
                 "target": "pytorch", "load": load, "disk": _checkpoint_bytes(source),
-                "precision_hint": None, "static": None, "verdict": None,
+                "precision_hint": None, "static": None, "verdict": None, "given": self.given.names,
                 "techniques": [each if isinstance(each, str) else next(iter(each)) for each in chosen],
             }  # fmt: skip
         whole = Artifact.open(folder)
@@ -99,22 +105,25 @@ class Worker:
             "disk": sum(f.bytes for f in manifest.all_files()), "verdict": whole.verified(),
             "static": "x".join(map(str, static)) if static else None,
             "compiled": bool(self.pipeline.exporter_compiled), "notes": self.pipeline.exporter_notes,
+            "given": self.given.names,
         }  # fmt: skip
 
     def paint(self) -> dict[str, Any]:
         from exporter import clips, pipeline
+        from exporter.bench.tokens import text_tokens
 
         if self.pipeline is None:
             raise ArtifactError("Nothing is open.")
         s = self.settings
         began = time.perf_counter()
         common = {name: s[name] for name in ("seed", "steps", "guidance", "height", "width")}
+        common |= self.given.arguments
         if clips.is_video(self.pipeline):
             clip = clips.film(self.pipeline, s["prompt"], frames=s["frames"], **common)
             picture = clips.in_one_picture(clip)
         else:
-            clips.check_request(False, {"--frames": s["frames"]})
-            (picture,) = pipeline.paint(self.pipeline, [s["prompt"]], **common)
+            tokens = text_tokens(self.pipeline, s["tokens"])
+            (picture,) = pipeline.paint(self.pipeline, [s["prompt"]], tokens=tokens, **common)
         _wait_for_gpu()
         seconds = time.perf_counter() - began
         data = io.BytesIO()
@@ -131,8 +140,8 @@ class Worker:
     def _arithmetic(self) -> str:
         """As the runners say themselves; PyTorch's is that of its weights."""
         found = []
-        for name in (*PARTS, "vae"):
-            module = getattr(self.pipeline, name, None)
+        parts = [getattr(self.pipeline, name, None) for name in (*PARTS, "vae")]
+        for module in (each for part in parts for each in getattr(part, "nets", [part])):  # ControlNets
             if module is None:
                 continue
             runner = getattr(module, "runner", None)

@@ -9,7 +9,9 @@ import click
 
 from exporter.cli._group import Command
 from exporter.cli._output import Output
+from exporter.cli._picture_flags import picture_flags
 from exporter.cli._show import bytes_text, seconds_text, table
+from exporter.cli._source_flags import intake_of, source_flags
 from exporter.cli._trust_flag import trust_flag
 from exporter.cli._types import Finite
 from exporter.errors import UsageError
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
         (
             "With a page: speed against fidelity, and the pictures",
             "exporter bench builtin:shapes shapes-onnx shapes-ov --page bench.html",
+        ),
+        (
+            "A model that begins with a picture, with one of your own",
+            "exporter bench ltx ltx-i2v-onnx --task image-to-video --image harbour.png",
         ),
         (
             "What techniques bring, against the plain pipeline",
@@ -59,6 +65,7 @@ if TYPE_CHECKING:
 @click.option("--height", type=click.IntRange(min=8), help="Pixels.  [default: native]")
 @click.option("--width", type=click.IntRange(min=8), help="Pixels.  [default: native]")
 @click.option("--frames", type=click.IntRange(min=1), help="Of a clip, of video models.  [default: native]")
+@picture_flags
 @click.option("--device", metavar="DEVICE", help="The runtime's device, or PyTorch's.")
 @click.option(
     "--precision-hint",
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
 @click.option(
     "--one-at-a-time", is_flag=True, help="Hold one competitor in memory at a time; they do not take turns."
 )
+@source_flags
 @trust_flag
 @click.option("--page", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page too.")
 @click.pass_obj
@@ -87,6 +95,10 @@ def command(
     paint the same picture in turn. Shown are the median time of a picture with its spread, load time and
     first picture, peak memory (and the GPU's), size, the arithmetic that was really used, and how far
     each picture is from the first one's.
+
+    A model that wants a picture (to start from, to repaint, to follow, to take after) is given the same as
+    all others: the one that a flag names, else the drawing that `verify` gives it. What is laid over a source
+    (--lora, --controlnet, --ip-adapter, --task …) is laid over every checkpoint named, and over no recipe's.
     """
     from exporter import bench
     from exporter.bench.page import check_place
@@ -95,9 +107,17 @@ def command(
         raise UsageError("--set changes a recipe, and none is named.", hint="Add --recipe NAME.")
     if page is not None:
         check_place(page)
+    intake = {name: value for name, value in intake_of(settings).items() if value}
+    checkpoints = [source for source in sources if not bench.is_made(source)]
+    if intake and not checkpoints:
+        raise UsageError(
+            "What is laid over a checkpoint goes with none of these sources.",
+            hint="Name the checkpoint too, or leave the flag out: an artifact has it already.",
+        )
+    entrants = [bench.Entrant(each, intake=intake if each in checkpoints else {}) for each in sources]
     with output.progress() as progress:
         named = _named(recipes, overrides, progress)
-        result = bench.run([*sources, *named], interleave=not one_at_a_time, progress=progress, **settings)
+        result = bench.run([*entrants, *named], interleave=not one_at_a_time, progress=progress, **settings)
     if page is not None:
         from exporter.bench.page import write_page
 
@@ -128,6 +148,7 @@ def _named(names: tuple[str, ...], overrides: tuple[str, ...], progress: Progres
 
 
 def _show(console: Console, result: BenchResult, page: Path | None) -> None:
+    from exporter.bench.given import told
     from exporter.bench.page import decibels, seconds
 
     rows = []
@@ -155,9 +176,13 @@ def _show(console: Console, result: BenchResult, page: Path | None) -> None:
     heads = ("source", "arithmetic", *times, "memory>", "disk>", "PSNR>")
     console.print(table(heads, rows))
     s = result.settings
+    tokens = f", {s.tokens} tokens of T5" if s.tokens is not None else ""
     console.print(
-        f"“{s.prompt}”, {s.steps} steps, {s.runs} picture{'s' if s.runs > 1 else ''} each", soft_wrap=True
+        f"“{s.prompt}”, {s.steps} steps{tokens}, {s.runs} picture{'s' if s.runs > 1 else ''} each",
+        soft_wrap=True,
     )
+    if result.given:
+        console.print(f"given: {told(result.given)}", soft_wrap=True)
     for row in result.rows:
         for note in row.notes:
             console.print(f"{row.name}: {note}", soft_wrap=True)

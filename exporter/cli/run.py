@@ -12,6 +12,7 @@ import click
 
 from exporter.cli._group import Command
 from exporter.cli._output import Output
+from exporter.cli._picture_flags import picture_flags
 from exporter.cli._show import seconds_text
 from exporter.cli._source_flags import intake_of, source_flags
 from exporter.cli._trust_flag import trust_flag
@@ -97,34 +98,10 @@ from exporter.errors import DestinationError
 )
 @click.option("--fps", type=Finite(above=0), help="Frames a second of a clip.  [default: the pipeline's]")
 @click.option("--negative-prompt", metavar="TEXT", help="What the picture should not show.")
-@click.option(
-    "--image", type=click.Path(path_type=Path), metavar="FILE",
-    help="Start from this picture; its size is kept unless --height and --width say otherwise.",
-)  # fmt: skip
-@click.option(
-    "--strength", type=Finite(),
-    help="How much of the picture is taken away first, above 0 to 1.  [default: the pipeline's]",
-)  # fmt: skip
-@click.option(
-    "--mask", type=click.Path(path_type=Path), metavar="FILE",
-    help="Repaint the picture where this one is white.",
-)  # fmt: skip
+@picture_flags
 @click.option(
     "--vae-tiling", is_flag=True, help="Decode in overlapping tiles: large pictures in little memory."
 )
-@click.option(
-    "--control", "controls", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="Follow this picture, as the ControlNet (or T2I-Adapter) reads it: edges, a pose; once for each.",
-)  # fmt: skip
-@click.option(
-    "--control-scale", "control_scales", multiple=True, type=Finite(),
-    help="How much that picture counts; once for all of them, or for each.  [default: the pipeline's]",
-)  # fmt: skip
-@click.option(
-    "--ip-adapter-image", type=click.Path(path_type=Path), metavar="FILE",
-    help="Take after this picture, as an IP-Adapter looks at it.",
-)  # fmt: skip
-@click.option("--ip-adapter-scale", type=Finite(), help="How much that picture counts.  [default: 1]")
 @click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
 @click.option(
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
@@ -153,8 +130,8 @@ def command(
     strength: float | None,
     mask: Path | None,
     vae_tiling: bool,
-    controls: tuple[Path, ...],
-    control_scales: tuple[float, ...],
+    control: tuple[Path, ...],
+    control_scale: tuple[float, ...],
     ip_adapter_image: Path | None,
     ip_adapter_scale: float | None,
     device: str | None,
@@ -177,7 +154,7 @@ def command(
     asked = {
         "--frames": frames, "--fps": fps, "--image": image, "--mask": mask, "--strength": strength,
         "--also": also or None, "--pictures": pictures if pictures > 1 else None,
-        "--control": controls or None, "--ip-adapter-image": ip_adapter_image,
+        "--control": control or None, "--ip-adapter-image": ip_adapter_image,
     }  # fmt: skip
     video = clips.makes_clips(source)
     if video is not None:
@@ -194,7 +171,7 @@ def command(
     paths = several.paths(picture, len(prompts))
     start, hole = (pipeline.open_picture(path) if path is not None else None for path in (image, mask))
     model = pipeline.open_picture(ip_adapter_image) if ip_adapter_image is not None else None
-    guides = [pipeline.open_picture(path) for path in controls]
+    guides = [pipeline.open_picture(path) for path in control]
     started = time.monotonic()
     with blame_changes(state), output.progress() as progress:
         progress.start(f"loading {source}")
@@ -219,7 +196,7 @@ def command(
         else:
             painted = several.paint(
                 loaded, prompts, image=start, mask=hole, strength=strength, control=guides,
-                control_scale=control_scales, ip_adapter_image=model, ip_adapter_scale=ip_adapter_scale,
+                control_scale=control_scale, ip_adapter_image=model, ip_adapter_scale=ip_adapter_scale,
                 **common,
             )  # fmt: skip
     if clip is not None:
@@ -257,8 +234,8 @@ def command(
             "mask": mask,
             "strength": strength,
             "vae_tiling": vae_tiling,
-            "control": list(controls),
-            "control_scale": list(control_scales),
+            "control": list(control),
+            "control_scale": list(control_scale),
             "ip_adapter_image": ip_adapter_image,
             "ip_adapter_scale": ip_adapter_scale,
             "verified": state.verdict if state is not None else None,

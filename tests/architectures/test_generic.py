@@ -118,6 +118,8 @@ def test_it_paints_in_the_librarys_pipeline(unconditional: Conversion, folders: 
     assert error.value.hint == "Leave out --image."
     with pytest.raises(UsageError, match="DDPMPipeline has no strength"):
         paint(load(unconditional.artifact.root), ["a"], steps=1, strength=0.5)
+    with pytest.raises(UsageError, match="has no --control"):
+        paint(load(unconditional.artifact.root), ["a"], steps=1, control=[Image.new("RGB", (16, 16))])
 
 
 def start_of(name: str) -> Image.Image | None:
