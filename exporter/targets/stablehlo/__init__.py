@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from exporter.artifact import ComponentRecord, Manifest
 from exporter.progress import Progress
 from exporter.targets.base import Client, Estimate, ExportedComponent, Options, Runner, RunOptions, Target
+from exporter.targets.clients import PROMPT
 from exporter.targets.stablehlo.options import PAINTED, StableHloOptions
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class StableHloTarget(Target):
                 "import jax\nfrom exporter.targets.stablehlo.painter import Painter\n"
                 "from huggingface_hub import snapshot_download\n\n"
                 f'painter = Painter(snapshot_download("{repo}"))  # on every device there is\n'
-                'prompts = ["a lighthouse on a cliff"] * len(painter.devices)\n'
+                f'prompts = ["{PROMPT}"] * len(painter.devices)\n'
                 "keys = jax.random.split(jax.random.key(0), len(prompts))\n"
                 "for number, picture in enumerate(painter.images(painter(prompts, keys))):\n"
                 '    picture.save(f"picture-{number}.png")'
