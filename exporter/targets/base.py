@@ -330,8 +330,14 @@ class Target(ABC):
         return options
 
     def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
-        """What of the checkpoint the clients of the format cannot use, one sentence each."""
-        return []
+        """What of the checkpoint the clients of the format cannot use or the artifact does not hold, one
+        sentence each. A format that holds what no component speaks of says otherwise."""
+        if "safety_checker" not in checkpoint.component_classes:
+            return []
+        return [
+            "The checkpoint's safety checker is left out, so that whatever paints with the artifact shows "
+            "every picture; --to safetensors keeps it"
+        ]
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""

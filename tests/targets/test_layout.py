@@ -10,6 +10,7 @@ import pytest
 
 from exporter.architectures import components_of
 from exporter.checkpoints import resolve
+from exporter.targets import get_target, target_names
 from exporter.targets.layout import write_diffusers_files
 
 
@@ -75,3 +76,19 @@ def test_a_part_that_was_left_out_is_null(source: Path, tmp_path: Path) -> None:
     assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
     assert index["unet"] == index["vae"] == [None, None]
     assert not (tmp_path / "out" / "unet").exists()
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_a_safety_checker_that_is_left_out_is_told(source: Path, target: str) -> None:
+    told = remarks(target, source)
+    assert ["safety checker" in remark for remark in told] == [True] * (target != "safetensors")
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_nothing_is_told_where_there_is_none(tiny: Path, target: str) -> None:
+    assert not [remark for remark in remarks(target, tiny) if "safety checker" in remark]
+
+
+def remarks(target: str, source: Path) -> list[str]:
+    backend = get_target(target)
+    return backend.remarks(resolve(source), backend.options_type())

@@ -134,10 +134,11 @@ class OpenVinoTarget(Target):
         from exporter.architectures import is_generic
         from exporter.targets.openvino.schedulers import scheduler_remark
 
+        found = super().remarks(checkpoint, options)
         if checkpoint.pipeline_class in WITHOUT_GENAI or is_generic(checkpoint):  # whatever its scheduler is
-            return []
+            return found
         remark = scheduler_remark(checkpoint)
-        found = [] if remark is None else [remark]
+        found += [] if remark is None else [remark]
         if checkpoint.pipeline_class in VIDEO_PIPELINES and checkpoint.config("vae").get(
             "timestep_conditioning"
         ):

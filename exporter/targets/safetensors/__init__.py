@@ -49,6 +49,9 @@ class SafetensorsTarget(Target):
 
         return export(component, SafetensorsOptions.of(options), staging, progress)
 
+    def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
+        return []  # it holds the safety checker too
+
     def finish(
         self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path
     ) -> list[Path]:
