@@ -172,7 +172,7 @@ def _intake(source: SourceRecord) -> list[str]:
         place, colon, inside = each.source, "", ""
         if each.kind == "ip_adapter":  # perhaps SOURCE:FILE
             place, colon, inside = each.source.partition(":")
-        scale = "" if each.scale is None else f":{each.scale:g}"
+        scale = "" if each.scale is None else f":{each.scale!r}"
         parts += [FLAGS[each.kind], f"{shown_source(place)}{colon}{inside}{scale}"]
     return parts
 

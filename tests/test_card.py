@@ -29,7 +29,7 @@ def laid(root: Path, tiny: Path) -> Artifact:
     made = exporter.convert(
         str(source), "onnx", root / "artifact", components=["vae_encoder"], verify=False,
         task="image-to-image", vae=str(tiny), scheduler="euler",
-        loras=[(str(root / "style.safetensors"), 0.5)],
+        loras=[(str(root / "style.safetensors"), 0.12345678)],
         ip_adapters=[f"{root / 'look'}:{ip_adapters.WEIGHTS}"],
     )  # fmt: skip
     return made.artifact
