@@ -32,6 +32,15 @@ def tiny_flux() -> Any:
     return made
 
 
+def latents_of(painter: Any, steps: int) -> torch.Tensor:
+    """The last latents of that pipeline, of the same noise and text each time."""
+    result: torch.Tensor = painter(
+        prompt_embeds=torch.ones(1, 8, 32), pooled_prompt_embeds=torch.ones(1, 32), height=32, width=32,
+        num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="latent",
+    ).images  # fmt: skip
+    return result
+
+
 def main(name: str) -> None:
     import torch.distributed as dist
 

@@ -13,7 +13,7 @@ import torch
 
 from exporter import pipeline, techniques
 from exporter.techniques.base import Technique
-from tests.techniques.split_over_processes import tiny_flux
+from tests.techniques.split_over_processes import latents_of, tiny_flux
 from tests.techniques.test_techniques import HERE, PROMPT
 
 CACHES = ["first-block-cache", "attention-broadcast", "faster-cache", "taylor-seer"]
@@ -110,15 +110,7 @@ def test_of_a_unet(name: str, painter: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_of_a_transformer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flux = tiny_flux()
 
-    def bits() -> torch.Tensor:
-        noise = torch.Generator().manual_seed(0)
-        result: torch.Tensor = flux(
-            prompt_embeds=torch.ones(1, 8, 32), pooled_prompt_embeds=torch.ones(1, 32), height=32, width=32,
-            num_inference_steps=4, generator=noise, output_type="latent",
-        ).images  # fmt: skip
-        return result
-
-    breaks_everywhere(flux, name, bits, monkeypatch)
+    breaks_everywhere(flux, name, lambda: latents_of(flux, 4), monkeypatch)
 
 
 def test_those_that_were_applied_before_are_undone_too(painter: Any, monkeypatch: pytest.MonkeyPatch) -> None:

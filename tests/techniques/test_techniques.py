@@ -12,7 +12,7 @@ import torch
 from exporter import pipeline, techniques
 from exporter.errors import BackendMissing, UsageError
 from exporter.techniques.base import Technique
-from tests.techniques.split_over_processes import tiny_flux
+from tests.techniques.split_over_processes import latents_of, tiny_flux
 
 PROMPT = "a large red star at the left on a blue background"
 HERE: dict[str, dict[str, Any]] = {
@@ -189,23 +189,15 @@ def flux() -> Any:
 def test_caches_of_a_transformer_do_something_and_are_undone(name: str, flux: Any) -> None:
     options = {"first-block-cache": {"threshold": 0.5}, "attention-broadcast": {"timesteps": (1, 999)}}
 
-    def latents() -> torch.Tensor:
-        noise = torch.Generator().manual_seed(0)
-        result: torch.Tensor = flux(
-            prompt_embeds=torch.ones(1, 8, 32), pooled_prompt_embeds=torch.ones(1, 32), height=32, width=32,
-            num_inference_steps=8, generator=noise, output_type="latent",
-        ).images  # fmt: skip
-        return result
-
-    plain = latents()
+    plain = latents_of(flux, 8)
     undo = techniques.apply(flux, [{name: options.get(name, {})}])
     try:
-        changed = latents()
+        changed = latents_of(flux, 8)
     finally:
         undo()
     assert torch.isfinite(changed).all()
     assert 0 < float((changed - plain).norm() / plain.norm()) < 1
-    assert torch.equal(latents(), plain), "undo left something behind"
+    assert torch.equal(latents_of(flux, 8), plain), "undo left something behind"
 
 
 def test_the_page_lists_every_technique_with_its_effect_and_options() -> None:
