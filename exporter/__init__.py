@@ -35,6 +35,7 @@ def convert(
     revision: str | None = None,
     variant: str | None = None,
     components: list[str] | None = None,
+    safety_checker: bool = True,
     verify: bool = True,
     overwrite: bool = False,
     use_cache: bool = True,
@@ -59,6 +60,7 @@ def convert(
         source: `builtin:shapes`, a diffusers folder, one `.safetensors` file, or a Hub id.
         to: `onnx`, `openvino`, …
         output: Destination folder; below `artifacts/` when None.
+        safety_checker: Without it, one that the checkpoint has is left out.
         use_cache: Take graphs from the user's cache and keep them there; the bytes are the same.
         loras: `"FILE"`, `"FILE:SCALE"` or `(file, scale)` each; fused into the weights.
         scheduler: A scheduler of diffusers in the place of the source's: `euler`, `DDIMScheduler` …
@@ -87,6 +89,7 @@ def convert(
         revision=revision,
         variant=variant,
         components=components,
+        safety_checker=safety_checker,
         verify=verify,
         progress=progress,
         intake={

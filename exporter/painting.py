@@ -17,6 +17,7 @@ from exporter.control import following
 from exporter.errors import InputError, UsageError
 from exporter.ip_adapter import looking
 from exporter.progress import NullProgress, Progress
+from exporter.safety_checker import note_withheld
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -200,6 +201,7 @@ def paint(
             task or setting that the model has not.
     """
     report = progress or NullProgress()
+    asked = pipeline
     seen = looking(pipeline, ip_adapter_image, ip_adapter_scale)
     if getattr(pipeline, "exporter_generic", None):
         from exporter import generic_pipeline
@@ -263,6 +265,7 @@ def paint(
             **watched(known, step),
             **given,
         )
+        note_withheld(asked, result, first, len(group))
         pictures += result.images
         report.done()
     return pictures

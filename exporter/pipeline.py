@@ -34,6 +34,8 @@ from exporter.painting import native_size as native_size
 from exporter.painting import open_picture as open_picture
 from exporter.painting import paint as paint
 from exporter.painting import spare_memory as spare_memory
+from exporter.safety_checker import NAME as SAFETY_CHECKER
+from exporter.safety_checker import checker_of
 from exporter.sizes import at_size
 from exporter.stand_ins import ExportedTextEncoder, ExportedTransformer, ExportedUNet, ExportedVae
 from exporter.stand_ins_video import CLASS as VIDEO_VAE
@@ -46,7 +48,7 @@ from exporter.techniques.sharded_loading import ShardedLoading
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a pipeline that are not exported and that it can do without."""
+"""Parts of a pipeline that it can do without."""
 
 
 def load(
@@ -59,6 +61,7 @@ def load(
     height: int | None = None,
     width: int | None = None,
     spread: bool = False,
+    safety_checker: bool = True,
     techniques: Sequence[Named] = (),
     **intake: Any,
 ) -> Any:
@@ -73,6 +76,7 @@ def load(
         height / width: Pixels that will be asked for: an artifact with several sizes is opened at the one
             that fits, and at its first one when None.
         spread: Of an artifact whose format can: share several prompts among all devices of the kind.
+        safety_checker: Without it, one that is there is not loaded, and every picture is shown.
         techniques: Of a checkpoint: applied to its pipeline, as `exporter.techniques.apply` does, for good.
         intake: Of a checkpoint: keyword arguments of `exporter.checkpoints.open_source` (loras, vae …).
 
@@ -96,9 +100,13 @@ def load(
             raise UsageError("Techniques are for checkpoints: those of an artifact were made into it.")
         artifact = at_size(Artifact.open(path), height, width)
         return from_artifact(
-            artifact, device=device, precision_hint=precision_hint, trust=trust, spread=spread
-        )
-    return from_checkpoint(str(source), device=device, revision=revision, techniques=techniques, **intake)
+            artifact, device=device, precision_hint=precision_hint, trust=trust, spread=spread,
+            safety_checker=safety_checker,
+        )  # fmt: skip
+    return from_checkpoint(
+        str(source), device=device, revision=revision, safety_checker=safety_checker, techniques=techniques,
+        **intake,
+    )  # fmt: skip
 
 
 def from_checkpoint(
@@ -106,6 +114,7 @@ def from_checkpoint(
     *,
     device: str | None = None,
     revision: str | None = None,
+    safety_checker: bool = True,
     techniques: Sequence[Named] = (),
     **intake: Any,
 ) -> Any:
@@ -135,6 +144,8 @@ def from_checkpoint(
     sharded = next((each for each in chosen if isinstance(each, ShardedLoading)), None)
     if sharded is not None:
         given |= joined(sharded.parts(checkpoint, where))
+    if not safety_checker and SAFETY_CHECKER in known:
+        given |= {SAFETY_CHECKER: None, "requires_safety_checker": False}
     pipeline = cls.from_pretrained(checkpoint.root, torch_dtype=torch.float32, local_files_only=True, **given)
     if is_generic(checkpoint):
         pipeline.exporter_generic = True
@@ -153,6 +164,7 @@ def from_artifact(
     precision_hint: str | None = None,
     trust: bool = False,
     spread: bool = False,
+    safety_checker: bool = True,
 ) -> Any:
     """The pipeline of an artifact. Close its runners by dropping it.
 
@@ -163,7 +175,8 @@ def from_artifact(
     store = Store(artifact, target)
     runners: dict[str, Runner] = {}
     used = []
-    for record in artifact.manifest.components:
+    records = artifact.manifest.components
+    for record in [r for r in records if safety_checker or r.name != SAFETY_CHECKER]:
         options = replace(run_options(record, device, precision_hint, trust), spread=spread)
         compiled = store.find(record, options)
         if compiled is not None:
@@ -234,6 +247,8 @@ def assemble(
         modules["controlnet"] = controlnet_of(root, runners)
     if "adapter" in known:
         modules["adapter"] = adapter_of(root, runners)
+    if SAFETY_CHECKER in known:
+        modules |= checker_of(root, runners)
     vae_folder = "vae_decoder" if (root / "vae_decoder").is_dir() else "vae"
     vae_config = _config(root, vae_folder, "config.json")
     vae: type[ExportedVae] | type[ExportedVideoVae] = ExportedVae
@@ -281,8 +296,8 @@ def _missing_texts(root: Path, known: Mapping[str, Any], modules: Mapping[str, A
 
 
 def _settings(root: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's own settings in `model_index.json` (`force_zeros_for_empty_prompt` …), without the
-    safety checker, which is not exported, and without a watermark, which would hide small differences."""
+    """The pipeline's own settings in `model_index.json` (`force_zeros_for_empty_prompt` …), with no need of a
+    safety checker, and without a watermark, which would hide small differences."""
     index = _config(root, ".", "model_index.json") if (root / "model_index.json").is_file() else {}
     found = {
         name: value

@@ -129,6 +129,7 @@ def make_plan(
     revision: str | None = None,
     variant: str | None = None,
     components: list[str] | None = None,
+    safety_checker: bool = True,
     verify: bool = True,
     progress: Progress | None = None,
     intake: Mapping[str, Any] | None = None,
@@ -138,6 +139,8 @@ def make_plan(
     """Check a request and say what it will take. A checkpoint of the Hub is downloaded for that.
 
     Args:
+        components: Only these; all when None.
+        safety_checker: Without it, one that the checkpoint has is left out.
         progress: Told of the download.
         intake: Further keyword arguments of `exporter.checkpoints.open_source`: how the source is opened
             and what is laid over it (allow_pickle, config, tokenizer, base, vae, loras …).
@@ -169,8 +172,13 @@ def make_plan(
         checkpoint = bake(techniques, target, checkpoint)
     hashed = aside(lambda: checkpoint.files) if hash_source else None
     from exporter.architectures import components_of, notes_of
+    from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
+    from exporter.checking import told
 
-    chosen = select_components(components_of(checkpoint), components, source)
+    available = components_of(checkpoint)
+    chosen = select_components(available, components, source)
+    if not safety_checker:
+        chosen = [component for component in chosen if component.name != SAFETY_CHECKER]
     check_static(parsed, chosen)
     planned = []
     for component in chosen:
@@ -204,6 +212,7 @@ def make_plan(
             *checkpoint.notes,
             *notes_of(checkpoint),
             *backend.remarks(checkpoint, parsed),
+            *told(checkpoint, available, chosen, backend),
             *baked_note(parsed.sizes(), chosen),
         ],
         techniques=[{"name": name, "options": dict(given)} for name, given in checkpoint.techniques],

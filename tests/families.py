@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tests.checkers import EYES, checker
 from tests.parts import BETAS, UNET, XL_UNET, text, tiny_vae, unet, vae
 from tests.tiny import make_tokenizer
 from tests.transformer_families import (
@@ -167,6 +168,17 @@ def _euler() -> Any:
     return EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading")
 
 
+def checked(tokenizer: Any) -> Any:
+    """Stable Diffusion 1.x with a safety checker, which finds nothing."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPImageProcessor
+
+    scheduler = DDIMScheduler(**BETAS, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    parts = _sd("StableDiffusionPipeline", tokenizer, scheduler, text(tokenizer)).components
+    parts |= {"safety_checker": checker(), "feature_extractor": CLIPImageProcessor(**EYES)}
+    return StableDiffusionPipeline(**{n: part for n, part in parts.items() if n != "image_encoder"})
+
+
 def sdxl(tokenizer: Any) -> Any:
     """Stable Diffusion XL base: two text encoders of different width, six numbers."""
     from diffusers import StableDiffusionXLPipeline
@@ -219,6 +231,7 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
         lcm,
         turbo,
         taesd,
+        checked,
         sdxl,
         sdxl_refiner,
         sd3,

@@ -15,12 +15,14 @@ from exporter.architectures._vae import vae_components
 from exporter.architectures.base import Component
 from exporter.architectures.controlnet import controlnets, residuals_of
 from exporter.architectures.ip_adapter import image_encoders, picture_inputs
+from exporter.architectures.safety_checker import safety_checkers
 from exporter.architectures.t2i_adapter import adapters, features_of
 from exporter.checkpoints import Checkpoint
 
 
 def components(checkpoint: Checkpoint) -> list[Component]:
-    """`text_encoder`, (`image_encoder`, `controlnet` …,) `unet`, the two of the VAE: as they are used.
+    """`text_encoder`, (`image_encoder`, `controlnet` …,) `unet`, the two of the VAE, (`safety_checker`): as
+    they are used.
 
     Raises:
         CheckpointError: A part is missing, of another class, or does not fit the others.
@@ -35,4 +37,5 @@ def components(checkpoint: Checkpoint) -> list[Component]:
     eyes = image_encoders(checkpoint, native)
     picture = picture_inputs(checkpoint, eyes)
     denoiser = unet(checkpoint, "unet", native, text_width=width, residuals=residuals, picture=picture)
-    return [text, *eyes, *nets, *small, denoiser, *vae_components(checkpoint, native)]
+    checkers = safety_checkers(checkpoint, native)
+    return [text, *eyes, *nets, *small, denoiser, *vae_components(checkpoint, native), *checkers]

@@ -20,7 +20,7 @@ from exporter.errors import ArtifactError, ExporterError
 
 PARTS = (
     "text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder", "controlnet", "adapter", "unet",
-    "transformer",
+    "transformer", "safety_checker",
 )  # fmt: skip
 
 

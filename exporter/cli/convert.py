@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     "--component", "components", multiple=True, metavar="NAME",
     help="Convert only this component; repeatable.",
 )  # fmt: skip
+@click.option("--no-safety-checker", is_flag=True, help="Leave out the safety checker of Stable Diffusion.")
 @click.option(
     "--technique", "techniques", multiple=True, metavar="NAME[:KEY=VALUE,…]",
     help="An acceleration that the artifact is to carry, such as fused-qkv, token-merging:ratio=0.4, "
@@ -87,6 +88,7 @@ def command(
     target: str,
     extras: tuple[str, ...],
     components: tuple[str, ...],
+    no_safety_checker: bool,
     techniques: tuple[str, ...],
     revision: str | None,
     variant: str | None,
@@ -118,6 +120,7 @@ def command(
             revision=revision,
             variant=variant,
             components=list(components) or None,
+            safety_checker=not no_safety_checker,
             verify=not no_verify,
             intake=intake,
             progress=progress,

@@ -102,6 +102,10 @@ from exporter.errors import DestinationError
 @click.option(
     "--vae-tiling", is_flag=True, help="Decode in overlapping tiles: large pictures in little memory."
 )
+@click.option(
+    "--no-safety-checker", is_flag=True,
+    help="Show every picture: do not blacken what the model's safety checker finds.",
+)  # fmt: skip
 @click.option("--device", metavar="NAME", help="Device, as the runtime names it: CPU, GPU, cuda.")
 @click.option(
     "--precision-hint", type=click.Choice(["f32", "bf16", "f16", "default"]),
@@ -130,6 +134,7 @@ def command(
     strength: float | None,
     mask: Path | None,
     vae_tiling: bool,
+    no_safety_checker: bool,
     control: tuple[Path, ...],
     control_scale: tuple[float, ...],
     ip_adapter_image: Path | None,
@@ -166,6 +171,7 @@ def command(
     if state is not None:
         (output.note if state.verdict == "PASS" else output.warn)(state.sentence)
     from exporter import pipeline, several
+    from exporter.safety_checker import withheld_from
 
     prompts = several.repeated([prompt, *also], pictures)
     paths = several.paths(picture, len(prompts))
@@ -177,7 +183,7 @@ def command(
         progress.start(f"loading {source}")
         loaded = pipeline.load(
             source, device=device, precision_hint=precision_hint, trust=trust, height=height, width=width,
-            spread=len(prompts) > 1, **intake,
+            spread=len(prompts) > 1, safety_checker=not no_safety_checker, **intake,
         )  # fmt: skip
         progress.done()
         if video is None:
@@ -199,6 +205,12 @@ def command(
                 control_scale=control_scale, ip_adapter_image=model, ip_adapter_scale=ip_adapter_scale,
                 **common,
             )  # fmt: skip
+    withheld = [paths[place] for place in withheld_from(loaded)]
+    if withheld:
+        output.warn(
+            f"The model's safety checker blackened {', '.join(map(str, withheld))}. Try another prompt or "
+            "--seed; --no-safety-checker shows every picture."
+        )
     if clip is not None:
         write_clip(clip, picture)
     else:
@@ -234,6 +246,7 @@ def command(
             "mask": mask,
             "strength": strength,
             "vae_tiling": vae_tiling,
+            "withheld": withheld,
             "control": list(control),
             "control_scale": list(control_scale),
             "ip_adapter_image": ip_adapter_image,

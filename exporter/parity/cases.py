@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from exporter.architectures.base import PACKED, is_rule, knobs_of, origin, runs_each_step
+from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
+from exporter.architectures.safety_checker import shown
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.clips import other_clips, other_lengths
 from exporter.parity.painting import Painted
@@ -53,7 +55,8 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
     """Cases of one component from the reference run.
 
     Denoising calls are sampled evenly over the trajectory, first and last step included, in every
-    group of prompts. The VAE encoder is not part of text-to-image: it gets the painted pictures too.
+    group of prompts. The VAE encoder is not part of text-to-image: it gets the painted pictures too; so does
+    a safety checker, which never takes part in what is painted here.
     """
     calls = painted.calls.get(component.name, [])
     if component.name == "vae_encoder" and not calls:
@@ -62,6 +65,12 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
                 f"picture{g + 1}", "captured", f"picture {g + 1}", {"sample": image.clamp(-1, 1).contiguous()}
             )
             for g, image in enumerate(painted.images)
+        ]
+    if component.name == SAFETY_CHECKER:
+        looks = [shown(component.checkpoint, image) for image in painted.images]
+        return [
+            Inputs(f"picture{g + 1}", "captured", f"picture {g + 1}", {"clip_input": values})
+            for g, values in enumerate(looks)
         ]
     is_text = component.name.startswith("text_encoder")
     if not is_text:

@@ -31,7 +31,7 @@ def has_manifest(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-OPTIONAL = frozenset({"vae_encoder"})
+OPTIONAL = frozenset({"vae_encoder", "safety_checker"})
 """What an export for text to image may leave out."""
 
 

@@ -20,6 +20,7 @@ from exporter.architectures.baked.driving import driver_of
 from exporter.architectures.base import DENOISERS, runs_each_step
 from exporter.architectures.controlnet import control_argument, joined
 from exporter.architectures.ip_adapter import NAME as IMAGE_ENCODER
+from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
 from exporter.architectures.t2i_adapter import NAME as ADAPTER
 from exporter.calls import at_the_size_asked_for, texts, watched
 from exporter.errors import UnsupportedError
@@ -106,14 +107,17 @@ def supported(checkpoint: Checkpoint) -> bool:
 
 
 def used(checkpoint: Checkpoint, names: Iterable[str]) -> list[str]:
-    """Those components that a run of the pipeline calls: only one that starts from a picture encodes."""
+    """Those components that a run of the pipeline calls: only one that starts from a picture encodes. A
+    safety checker is none of them: it would hide what is judged."""
     import diffusers
 
     if is_generic(checkpoint):
         return list(names)
     takes = inspect.signature(getattr(diffusers, checkpoint.pipeline_class).__call__).parameters
-    encodes = "image" in takes and control_argument(takes) != "image"
-    return [name for name in names if name != "vae_encoder" or encodes]
+    idle = {SAFETY_CHECKER}
+    if "image" not in takes or control_argument(takes) == "image":
+        idle.add("vae_encoder")
+    return [name for name in names if name not in idle]
 
 
 def paint(

@@ -228,6 +228,9 @@ class Target(ABC):
             `exporter.trust.require` before it reads anything else.
         apart: A component that is exported in a process of its own is the same bytes as one that is exported
             after others: then `exporter batch` may share the components of an artifact among machines.
+        checked: Which of its clients look at pictures with a safety checker that was converted; None where
+            all do.
+        keeps_others: It holds also what no component speaks of.
         crashes: Signals with which its runtime is known to end a process, and what to do about each.
     """
 
@@ -238,6 +241,11 @@ class Target(ABC):
     options_type: ClassVar[type[Options]] = Options
     executable: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    checked: ClassVar[str | None] = (
+        "The safety checker is converted: `exporter run` and `exporter.load` blacken what it finds, other "
+        "clients do not ask it and show every picture"
+    )
+    keeps_others: ClassVar[bool] = False
     crashes: ClassVar[Mapping[int, str]] = {}
 
     @property
@@ -330,14 +338,8 @@ class Target(ABC):
         return options
 
     def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
-        """What of the checkpoint the clients of the format cannot use or the artifact does not hold, one
-        sentence each. A format that holds what no component speaks of says otherwise."""
-        if "safety_checker" not in checkpoint.component_classes:
-            return []
-        return [
-            "The checkpoint's safety checker is left out, so that whatever paints with the artifact shows "
-            "every picture; --to safetensors keeps it"
-        ]
+        """What of the checkpoint the clients of the format cannot use, one sentence each."""
+        return []
 
     def clients(self, repo: str, manifest: Manifest) -> list[Client]:
         """How to run a published artifact, for its model card; the clients of the format come first."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
 from exporter.artifact import write_text_atomic
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ def write_diffusers_files(
         components: The exported components.
         staging: The root of the artifact.
 
+    The index names no safety checker: clients that are built on this layout look for PyTorch's weights there.
+
     Returns:
         The files written: `model_index.json`, `<component>/config.json`, and the files of every
         pipeline part without weights (scheduler, tokenizers, feature extractor).
     """
-    files = [write_json(staging / "model_index.json", model_index(checkpoint, components))]
+    indexed = [component for component in components if component.name != SAFETY_CHECKER]
+    files = [write_json(staging / "model_index.json", model_index(checkpoint, indexed))]
     for component in components:
         if component.beside is None:
             config = portable({**component.config, **component.published()})
@@ -54,7 +58,7 @@ def model_index(
 ) -> dict[str, Any]:
     """The checkpoint's `model_index.json` with null for every part the artifact does not hold.
 
-    A pipeline made of the artifact must not ask for a safety checker that was not exported.
+    A pipeline made of the artifact must not ask for a safety checker that the index does not name.
 
     Args:
         also: Folders that are held besides those of the components.

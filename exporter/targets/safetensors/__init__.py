@@ -36,6 +36,8 @@ class SafetensorsTarget(Target):
     packages: ClassVar[tuple[str, ...]] = ("safetensors", "diffusers", "transformers")
     options_type: ClassVar[type[Options]] = SafetensorsOptions
     apart: ClassVar[bool] = True
+    checked: ClassVar[str | None] = None
+    keeps_others: ClassVar[bool] = True
 
     def estimate(self, component: Component, options: Options) -> Estimate:
         from exporter.targets.safetensors.export import estimate
@@ -48,9 +50,6 @@ class SafetensorsTarget(Target):
         from exporter.targets.safetensors.export import export
 
         return export(component, SafetensorsOptions.of(options), staging, progress)
-
-    def remarks(self, checkpoint: Checkpoint, options: Options) -> list[str]:
-        return []  # it holds the safety checker too
 
     def finish(
         self, checkpoint: Checkpoint, components: Sequence[Component], options: Options, staging: Path

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.architectures.safety_checker import MODULE as SAFETY_CHECKER_MODULE
+from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
 from exporter.artifact import ComponentRecord, TensorRecord
 from exporter.errors import ArtifactError, CheckpointError, UsageError
 from exporter.targets.base import Runner, RunOptions
@@ -169,7 +171,10 @@ def load_inner(component: Component, variant: str | None, dtype: torch.dtype) ->
     """
     folder = component.checkpoint.root / component.folder
     library, _ = component.checkpoint.index.get(component.folder) or ("diffusers", None)
-    library = library if library in ("diffusers", "transformers") else _library_of(component.class_name)
+    if component.name == SAFETY_CHECKER:
+        library = SAFETY_CHECKER_MODULE
+    elif library not in ("diffusers", "transformers"):
+        library = _library_of(component.class_name)
     cls = getattr(import_module(library), component.class_name)
     try:
         with _quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,6 +107,22 @@ def amax(x: Any, dim: Any = (), keepdim: bool = False) -> Any:
 @lowers("aten.amin.default")
 def amin(x: Any, dim: Any = (), keepdim: bool = False) -> Any:
     return jnp.min(x, axis=axes_of(dim, x.ndim), keepdims=keepdim)
+
+
+@lowers("aten.linalg_vector_norm.default")
+def vector_norm(
+    x: Any, order: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    axes = axes_of(dim, x.ndim)
+    wanted = dtype_of(dtype) if dtype is not None else x.dtype
+    size = jnp.abs(wide(x.astype(wanted)))
+    if order == 0:
+        found = jnp.sum(size != 0, axis=axes, keepdims=keepdim)
+    elif math.isinf(order):
+        found = (jnp.max if order > 0 else jnp.min)(size, axis=axes, keepdims=keepdim)
+    else:
+        found = jnp.sum(size**order, axis=axes, keepdims=keepdim) ** (1 / order)
+    return found.astype(wanted)
 
 
 @lowers("aten.any.dim", "aten.any.dims", "aten.any.default")

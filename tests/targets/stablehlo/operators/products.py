@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -169,6 +170,13 @@ def variance(draw: Draw) -> Call:
 def extreme(draw: Draw) -> Call:
     value = tensor(draw, shape(draw, 1), NUMBERS)
     return [value, dims(draw, value), draw(st.booleans())], {}
+
+
+@case("aten.linalg_vector_norm.default")
+def vector_norm(draw: Draw) -> Call:
+    value = tensor(draw, shape(draw, 1))
+    order = draw(st.sampled_from([2, 1, 0, 3, math.inf, -math.inf]))
+    return [value, order, draw(st.one_of(st.none(), st.just(dims(draw, value)))), draw(st.booleans())], {}
 
 
 @case("aten.any.dim", "aten.all.dim")

@@ -1,0 +1,69 @@
+"""RUN: an artifact's safety checker, which blackens what it finds in a painted picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from exporter.architectures.safety_checker import EYES, found
+from exporter.architectures.safety_checker import NAME as NAME
+from exporter.stand_ins import ExportedModule
+
+if TYPE_CHECKING:
+    from exporter.targets import Runner
+
+
+class ExportedSafetyChecker(ExportedModule):
+    """Stands for a `StableDiffusionSafetyChecker`."""
+
+    def forward(self, clip_input: torch.Tensor, images: Any) -> tuple[Any, list[bool]]:
+        """Blacken, in place, the pictures that are to be withheld.
+
+        Args:
+            clip_input: `[batch, 3, pixels, pixels]`.
+            images: `[batch, …]`, an array or tensor, or one of either for each picture.
+
+        Returns:
+            The pictures, and of each whether it was blackened.
+        """
+        special, concepts = self.call(self.runner, clip_input=clip_input)
+        withheld = [found(*scores) for scores in zip(special.tolist(), concepts.tolist(), strict=True)]
+        for place, hide in enumerate(withheld):
+            if hide:
+                black = torch.zeros_like if torch.is_tensor(images[place]) else np.zeros_like
+                images[place] = black(images[place])
+        return images, withheld
+
+
+def checker_of(root: Path, runners: Mapping[str, Runner]) -> dict[str, Any]:
+    """The pipeline's `safety_checker` and `feature_extractor`; empty where the artifact has none."""
+    from transformers import CLIPImageProcessor
+
+    if NAME not in runners:
+        return {}
+    config = json.loads((root / NAME / "config.json").read_text(encoding="utf-8"))
+    processor = CLIPImageProcessor.from_pretrained(root / EYES, local_files_only=True)
+    return {NAME: ExportedSafetyChecker(runners[NAME], config), EYES: processor}
+
+
+def note_withheld(pipeline: Any, result: Any, first: int, count: int) -> None:
+    """Note in a pipeline which of its pictures the checker blackened, for `withheld_from`.
+
+    Args:
+        result: Of the pipeline's call.
+        first: Number of its first picture among those that were asked for; 0 begins anew.
+        count: Of its pictures.
+    """
+    flags = getattr(result, "nsfw_content_detected", None) or [False] * count
+    before = withheld_from(pipeline) if first else []
+    pipeline.exporter_withheld = before + [first + place for place, hidden in enumerate(flags) if hidden]
+
+
+def withheld_from(pipeline: Any) -> list[int]:
+    """Numbers of those pictures, of the ones last painted, that the safety checker blackened."""
+    return list(getattr(pipeline, "exporter_withheld", []))
