@@ -98,6 +98,7 @@ class Recipe(Section):
         techniques: Ways to accelerate it (`exporter.techniques`): names, or names with their options.
         options: The target's own options.
         components: Only these; all when empty.
+        safety_checker: `false` leaves out the one that the model has.
         output: Destination folder; `{name}`, `{target}` and the matrix's keys are filled in.
         verify: How it is judged.
         publish: Where it goes afterwards; nowhere when None.
@@ -128,6 +129,7 @@ class Recipe(Section):
     techniques: list[str | dict[str, dict[str, Any]]] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)
     components: list[str] = Field(default_factory=list)
+    safety_checker: bool = True
     output: str | None = None
     verify: Verify = Field(default_factory=Verify)
     publish: Publish | None = None

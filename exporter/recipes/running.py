@@ -94,6 +94,7 @@ def plan(cell: Cell, progress: Progress | None = None) -> Plan:
         revision=recipe.revision,
         variant=recipe.variant,
         components=recipe.components or None,
+        safety_checker=recipe.safety_checker,
         verify=recipe.verify.enabled,
         progress=progress,
         intake=recipe.intake(),
