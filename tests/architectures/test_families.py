@@ -38,6 +38,7 @@ PARTS = {
     "sdxl_t2i_adapter": [
         "text_encoder", "text_encoder_2", "adapter", "unet", "vae_decoder", "vae_encoder",
     ],
+    "checked": ["text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"],
     "sdxl_controlnet": [
         "text_encoder", "text_encoder_2", "controlnet", "unet", "vae_decoder", "vae_encoder",
     ],

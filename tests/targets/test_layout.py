@@ -10,8 +10,10 @@ import pytest
 
 from exporter.architectures import components_of
 from exporter.checkpoints import resolve
-from exporter.targets import get_target, target_names
+from exporter.planning import make_plan
+from exporter.targets import target_names
 from exporter.targets.layout import write_diffusers_files
+from tests.checkers import checker, give
 
 
 @pytest.fixture
@@ -79,16 +81,29 @@ def test_a_part_that_was_left_out_is_null(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", target_names())
-def test_a_safety_checker_that_is_left_out_is_told(source: Path, target: str) -> None:
-    told = remarks(target, source)
-    assert ["safety checker" in remark for remark in told] == [True] * (target != "safetensors")
+def test_a_safety_checker_that_cannot_be_converted_is_told(source: Path, target: str) -> None:
+    expected = ["has no feature_extractor, which shows it the pictures"] * (target != "safetensors")
+    assert all(reason in " ".join(said(target, source)) for reason in expected)
+    assert len(said(target, source)) == len(expected)
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_one_that_is_converted_is_told_where_not_all_clients_ask_it(
+    tiny: Path, tmp_path: Path, target: str
+) -> None:
+    (told,) = said(target, give(tiny, tmp_path / "checked", checker())) or [""]
+    wanted = {"safetensors": "", "coreml": "is left out, because this version does not"}
+    assert wanted.get(target, "other clients do not ask it and show every picture") in told
+    assert bool(told) == (target != "safetensors")
 
 
 @pytest.mark.parametrize("target", target_names())
 def test_nothing_is_told_where_there_is_none(tiny: Path, target: str) -> None:
-    assert not [remark for remark in remarks(target, tiny) if "safety checker" in remark]
+    assert not said(target, tiny)
 
 
-def remarks(target: str, source: Path) -> list[str]:
-    backend = get_target(target)
-    return backend.remarks(resolve(source), backend.options_type())
+def said(target: str, source: Path) -> list[str]:
+    """What is told of the checker before anything is converted."""
+    plan = make_plan(str(source), target, verify=False)
+    assert not [note for note in plan.notes if "safety checker" in note.lower() and note[-1] == "."]
+    return [note for note in plan.notes if "safety checker" in note.lower()]

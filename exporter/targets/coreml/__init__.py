@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +30,10 @@ class CoremlTarget(Target):
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
     options_type: ClassVar[type[Options]] = CoremlOptions
     apart: ClassVar[bool] = True
+    omits: ClassVar[Mapping[str, str]] = {
+        "safety_checker": "this version does not make Apple's SafetyChecker package, which decides inside "
+        "the graph (`python -m python_coreml_stable_diffusion.torch2coreml --convert-safety-checker` does)"
+    }
 
     def shipped(self, component: Component) -> Component:
         from exporter.targets.coreml.layout import as_apple
