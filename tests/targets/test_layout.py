@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from exporter.architectures import components_of
+from exporter.checking import told
 from exporter.checkpoints import resolve
 from exporter.targets import get_target, target_names
 from exporter.targets.layout import write_diffusers_files
+from tests.checkers import checker, give
 
 
 @pytest.fixture
@@ -80,15 +82,34 @@ def test_a_part_that_was_left_out_is_null(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", target_names())
 def test_a_safety_checker_that_is_left_out_is_told(source: Path, target: str) -> None:
-    told = remarks(target, source)
-    assert ["safety checker" in remark for remark in told] == [True] * (target != "safetensors")
+    """It has no feature extractor here."""
+    assert ["has no feature_extractor" in note for note in notes(target, source)] == [True] * (
+        target != "safetensors"
+    )
 
 
 @pytest.mark.parametrize("target", target_names())
 def test_nothing_is_told_where_there_is_none(tiny: Path, target: str) -> None:
-    assert not [remark for remark in remarks(target, tiny) if "safety checker" in remark]
+    assert notes(target, tiny) == []
 
 
-def remarks(target: str, source: Path) -> list[str]:
-    backend = get_target(target)
-    return backend.remarks(resolve(source), backend.options_type())
+@pytest.mark.parametrize("target", target_names())
+def test_a_converted_one_is_told_where_some_clients_do_not_ask_it(
+    tiny: Path, tmp_path: Path, target: str
+) -> None:
+    folder = give(tiny, tmp_path / "sd", checker())
+    backend = get_target(target, require_backend=False)
+    assert notes(target, folder) == ([] if backend.checked is None else [backend.checked])
+    checkpoint = resolve(folder)
+    every = components_of(checkpoint)
+    files = write_diffusers_files(checkpoint, every, tmp_path / "out")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in files}
+    assert {"safety_checker/config.json", "feature_extractor/preprocessor_config.json"} <= names
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["safety_checker"] == [None, None] and index["requires_safety_checker"] is False
+
+
+def notes(target: str, source: Path) -> list[str]:
+    checkpoint = resolve(source)
+    every = components_of(checkpoint)
+    return told(checkpoint, every, every, get_target(target, require_backend=False))
