@@ -1,168 +1,242 @@
-"""The safety checker decides as the library's does, in artifacts too, and a fault in one is found."""
+"""A checkpoint's safety checker from conversion to the picture: asked, left out, or refused."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-import exporter
 from exporter.architectures import components_of
-from exporter.architectures.safety_checker import found, shown
+from exporter.architectures.safety_checker import shown
+from exporter.artifact import Artifact
 from exporter.checkpoints import resolve
 from exporter.conversion import convert, make_plan
-from exporter.errors import CheckpointError
-from exporter.pipeline import load, paint
-from exporter.safety_checker import withheld_from
-from tests.checkers import ALWAYS, NEVER, PIXELS, checker, give
+from exporter.pipeline import load
+from tests.checkers import ALWAYS, NEVER, checker, give
 from tests.cli.runner import invoke
 
-SETTINGS = {"steps": 2, "samples": 1, "prompts": ["a red star"], "bisect": False}
+pytest.importorskip("onnxruntime")
+FORMATS = ["onnx", "torchscript"]
+PROMPT = "a red star"
+SEEDS = (5, 6, 7)
+SETTINGS: dict[str, Any] = {
+    "prompt": PROMPT, "num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np",
+}  # fmt: skip
+RUN = (PROMPT, "--steps", 2, "--height", 64, "--width", 64, "--seed", SEEDS[0], "--json")
+
+
+def paint(pipeline: Any, seed: int = SEEDS[0]) -> Any:
+    return pipeline(**SETTINGS, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
-def always(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose every picture is withheld."""
-    return give(tiny, tmp_path_factory.mktemp("checked") / "always", checker(ALWAYS))
+def sources(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints whose checker finds something always, never, or in some of the pictures of `SEEDS`."""
+    root = tmp_path_factory.mktemp("checked")
+    thresholds = {"always": ALWAYS, "never": NEVER, "open": 0.0}
+    found = {name: give(tiny, root / name, checker(value)) for name, value in thresholds.items()}
+    pipeline = load(found["open"], safety_checker=False)
+    (component,) = [c for c in components_of(resolve(found["open"])) if c.name == "safety_checker"]
+    pictures = np.concatenate([paint(pipeline, seed).images for seed in SEEDS])
+    looks = shown(resolve(found["open"]), torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1)
+    with torch.no_grad():
+        highest = component.reference_module()(clip_input=looks)[1].max(dim=1).values.sort().values
+    assert highest[-1] - highest[0] > 0.01
+    place = int((highest[1:] - highest[:-1]).argmax())
+    middle = float(highest[place] + highest[place + 1]) / 2
+    return found | {"some": give(tiny, root / "some", checker(middle))}
 
 
 @pytest.fixture(scope="module")
-def onnx(always: Path) -> Path:
-    done = convert(make_plan(str(always), "onnx", always.parent / "onnx"), verify_settings=SETTINGS)
+def artifacts(sources: dict[str, Path]) -> dict[tuple[str, str], Path]:
+    wanted = [("always", "onnx"), ("never", "onnx"), ("some", "onnx"), ("always", "torchscript")]
+    found = {}
+    for name, target in wanted:
+        out = sources[name].with_name(f"{name}-{target}")
+        found[name, target] = convert(
+            make_plan(str(sources[name]), target, out, {}, verify=False)
+        ).artifact.root
+    return found
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_what_is_found_is_black(artifacts: dict[tuple[str, str], Path], target: str) -> None:
+    result = paint(load(artifacts["always", target], trust=True))
+    assert result.nsfw_content_detected == [True]
+    assert result.images.shape == (1, 64, 64, 3) and not result.images.any()
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_it_can_be_left_alone(
+    artifacts: dict[tuple[str, str], Path], sources: dict[str, Path], target: str
+) -> None:
+    pipeline = load(artifacts["always", target], trust=True, safety_checker=False)
+    reference = load(sources["always"], safety_checker=False)
+    assert pipeline.safety_checker is None and reference.safety_checker is None
+    result, expected = paint(pipeline), paint(reference)
+    assert expected.images.std() > 0.01
+    assert np.abs(result.images - expected.images).max() <= 1e-4
+
+
+def test_what_is_not_found_is_shown(artifacts: dict[tuple[str, str], Path], sources: dict[str, Path]) -> None:
+    result, expected = paint(load(artifacts["never", "onnx"])), paint(load(sources["never"]))
+    assert result.nsfw_content_detected == expected.nsfw_content_detected == [False]
+    assert np.abs(result.images - expected.images).max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["artifact", "checkpoint"])
+def test_run_says_what_was_withheld(
+    artifacts: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    source = artifacts["always", "onnx"] if kind == "artifact" else sources["always"]
+    out = tmp_path / "star.png"
+    ran = invoke("run", source, *RUN, "-o", out)
+    assert ran.code == 0, ran
+    assert ran.document["withheld"] == [str(out)]
+    assert f"safety checker blackened {out}" in ran.stderr and "--no-safety-checker" in ran.stderr
+    assert not np.asarray(Image.open(out)).any()
+    shown_ = tmp_path / "shown.png"
+    ran = invoke("run", source, *RUN, "-o", shown_, "--no-safety-checker")
+    assert ran.code == 0 and ran.document["withheld"] == [] and "blackened" not in ran.stderr, ran
+    assert np.asarray(Image.open(shown_)).std() > 1
+
+
+def test_some_of_several_pictures(
+    artifacts: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    flags = []
+    for kind, source in (("artifact", artifacts["some", "onnx"]), ("checkpoint", sources["some"])):
+        ran = invoke("run", source, *RUN, "-o", tmp_path / f"{kind}.png", "--pictures", 3)
+        assert ran.code == 0, ran
+        paths = [tmp_path / f"{kind}-{number}.png" for number in (1, 2, 3)]
+        black = [not np.asarray(Image.open(path)).any() for path in paths]
+        assert ran.document["withheld"] == [str(p) for p, hidden in zip(paths, black, strict=True) if hidden]
+        flags.append(black)
+    assert flags[0] == flags[1] and set(flags[0]) == {True, False}
+
+
+def test_it_is_asked_where_a_picture_is_the_start(
+    artifacts: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    start = tmp_path / "start.png"
+    Image.new("RGB", (64, 64), (200, 40, 40)).save(start)
+    out = tmp_path / "again.png"
+    ran = invoke("run", artifacts["always", "onnx"], *RUN, "-o", out, "--image", start)
+    assert ran.code == 0, ran
+    assert ran.document["withheld"] == [str(out)] and not np.asarray(Image.open(out)).any()
+
+
+def test_convert_leaves_it_out_when_asked(sources: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = invoke(
+        "convert",
+        sources["always"],
+        "--to",
+        "onnx",
+        "-o",
+        out,
+        "--no-safety-checker",
+        "--no-verify",
+        "--json",
+    )
+    assert ran.code == 0, ran
+    manifest = Artifact.open(out).manifest
+    assert "safety_checker" not in {record.name for record in manifest.components}
+    assert not (out / "safety_checker").exists()
+    assert any("safety checker is left out, as asked" in note for note in manifest.source.notes), (
+        manifest.source.notes
+    )
+    assert load(out).safety_checker is None
+
+
+def test_the_plan_tells_what_the_choice_of_components_means(sources: dict[str, Path], tmp_path: Path) -> None:
+    def planned(components: list[str] | None, **more: Any) -> tuple[list[str], list[str]]:
+        plan = make_plan(str(sources["always"]), "onnx", tmp_path / "out", {}, components=components, **more)
+        names = [part.name for part in plan.components]
+        return names, [note for note in plan.notes if "safety checker" in note]
+
+    names, (note,) = planned(None)
+    assert names[-1] == "safety_checker" and "other clients do not ask it" in note
+    names, (note,) = planned(["unet", "vae_decoder"])
+    assert names == ["unet", "vae_decoder"] and "left out, as asked" in note
+    assert planned(["unet"]) == (["unet"], [])  # nothing that makes a picture
+    names, (note,) = planned(["safety_checker"])
+    assert names == ["safety_checker"] and "is converted" in note
+
+
+def renamed_class(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "SomeOtherChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+LACKING = {
+    "is named in model_index.json and not there": lambda f: shutil.rmtree(f / "safety_checker"),
+    "has no feature_extractor": lambda f: shutil.rmtree(f / "feature_extractor"),
+    "is a SomeOtherChecker": renamed_class,
+}
+
+
+@pytest.mark.parametrize("why", LACKING)
+def test_one_that_cannot_be_run_is_left_out_with_the_reason(
+    sources: dict[str, Path], tmp_path: Path, why: str
+) -> None:
+    folder = shutil.copytree(sources["never"], tmp_path / "sd")
+    LACKING[why](folder)
+    plan = make_plan(str(folder), "onnx", tmp_path / "out", {})
+    (note,) = [note for note in plan.notes if "safety checker" in note]
+    assert why in note and "left out" in note
+    assert "safety_checker" not in {part.name for part in plan.components}
+    done = convert(plan, verify_settings={"steps": 1, "samples": 1, "prompts": [PROMPT]})
     assert done.verdict == "PASS", done.summary
-    return done.artifact.root
+    assert note in done.artifact.manifest.source.notes
 
 
-def scores(folder: Path, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    component = components_of(resolve(folder))[-1]
-    assert component.name == "safety_checker"
-    special, concepts = component.reference_module()(clip_input=values)
-    return special, concepts
+def without_a_weight(path: Path) -> None:
+    tensors = load_file(path)
+    del tensors["concept_embeds"]
+    save_file(tensors, path, {"format": "pt"})
 
 
-def test_it_decides_as_the_librarys(tiny: Path, tmp_path: Path) -> None:
-    """Thresholds in the middle of what random pictures score, the special ones too."""
-    torch.manual_seed(3)
-    values = torch.randn(400, 3, PIXELS, PIXELS) * torch.linspace(0.1, 4, 400).view(-1, 1, 1, 1)
-    flagged = []
-    for number, (threshold, special) in enumerate(((0.29, 0.07), (0.33, 0.05), (0.26, 0.1))):
-        made = checker(threshold, special)
-        folder = give(tiny, tmp_path / str(number), made)
-        pictures = np.ones((len(values), 2, 2, 3), np.float32)
-        blackened, theirs = made(clip_input=values, images=pictures)
-        ours = [found(*pair) for pair in zip(*(s.tolist() for s in scores(folder, values)), strict=True)]
-        assert ours == theirs
-        assert [not picture.any() for picture in blackened] == theirs
-        flagged += theirs
-    assert 0.05 < np.mean(flagged) < 0.95
+def with_another_shape(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["concept_embeds"] = tensors["concept_embeds"][:5].clone()
+    save_file(tensors, path, {"format": "pt"})
+
+
+def pickled(path: Path) -> None:
+    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+    path.unlink()
 
 
 @pytest.mark.parametrize(
-    ("special", "concepts", "expected"),
+    ("damage", "parts"),
     [
-        ([-0.1] * 3, [0.0004] * 17, False),
-        ([-0.1] * 3, [0.0006] * 17, True),
-        ([0.0004] * 3, [-0.009] * 17, False),
-        ([0.0006, -1, -1], [-0.009] * 17, True),
-        ([0.0006, -1, -1], [-0.0099] * 17, False),
-        ([1.0] * 3, [-0.02] * 17, False),
+        (without_a_weight, ["safety_checker", "concept_embeds"]),
+        (with_another_shape, ["safety_checker", "concept_embeds"]),
+        (pickled, ["safety_checker", "only pickled weights", "--allow-pickle"]),
+        (Path.unlink, ["safety_checker", "no safetensors weights"]),
     ],
 )
-def test_what_is_found(special: list[float], concepts: list[float], expected: bool) -> None:
-    assert found(special, concepts) is expected
+def test_bad_weights_are_refused_as_those_of_any_component(
+    sources: dict[str, Path], tmp_path: Path, damage: Any, parts: list[str]
+) -> None:
+    folder = shutil.copytree(sources["never"], tmp_path / "sd")
+    damage(folder / "safety_checker" / "model.safetensors")
+    ran = invoke("convert", folder, "--to", "onnx", "-o", tmp_path / "out", "--no-verify")
+    ran.failed(3, *parts)
+    assert not (tmp_path / "out").exists()
 
 
-def test_it_is_shown_what_the_pipeline_shows_it(always: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = load(str(always))
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        type(pipeline.safety_checker), "forward",
-        lambda self, clip_input, images: (seen.append(clip_input), (images, [False] * len(images)))[1],
-    )  # fmt: skip
-    pictures = torch.rand(2, 3, 64, 48) * 2 - 1
-    pipeline.run_safety_checker(pictures, torch.device("cpu"), torch.float32)
-    assert torch.equal(seen[0], shown(resolve(always), pictures))
-
-
-def test_an_artifact_withholds_what_the_checkpoint_withholds(always: Path, onnx: Path) -> None:
-    index = json.loads((onnx / "model_index.json").read_text())
-    assert index["safety_checker"] == [None, None]
-    for source in (always, onnx):
-        pipeline = exporter.load(source)
-        result = pipeline("a", num_inference_steps=1, generator=torch.Generator().manual_seed(0))
-        assert result.nsfw_content_detected == [True]
-        assert not np.asarray(result.images[0]).any()
-        assert not np.asarray(paint(pipeline, ["a"], steps=1)[0]).any()
-        assert withheld_from(pipeline) == [0]
-
-
-def test_without_it_every_picture_is_shown(always: Path, onnx: Path) -> None:
-    theirs, ours = (
-        np.asarray(paint(exporter.load(source, safety_checker=False), ["a"], steps=2)[0]).astype(int)
-        for source in (always, onnx)
-    )
-    assert ours.any() and abs(ours - theirs).max() <= 1
-
-
-def test_some_of_several_pictures(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures one after another, and in a batch."""
-    pipeline = exporter.load(onnx)
-    numbers = itertools.count()
-
-    def every_second(clip_input: torch.Tensor) -> list[torch.Tensor]:
-        high = [0.5 if next(numbers) % 2 else -0.5 for _ in clip_input]
-        return [torch.full((len(high), 3), -1.0), torch.tensor(high)[:, None].expand(-1, 17)]
-
-    monkeypatch.setattr(pipeline.safety_checker, "call", lambda runner, clip_input: every_second(clip_input))
-    for together in (1, 4):
-        painted = paint(pipeline, ["a"] * 4, seed=[1, 2, 3, 4], steps=1, together=together)
-        assert withheld_from(pipeline) == [1, 3]
-        assert [bool(np.asarray(picture).any()) for picture in painted] == [True, False, True, False]
-
-
-@pytest.mark.parametrize("made", [False, True], ids=["checkpoint", "artifact"])
-def test_run_says_what_was_withheld(made: bool, always: Path, onnx: Path, tmp_path: Path) -> None:
-    source, path = str(onnx if made else always), tmp_path / "a.png"
-    command = ["run", source, "a", "-o", str(path), "--steps", "1", "--json"]
-    shown_all = invoke(*command, "--no-safety-checker")
-    assert json.loads(shown_all.stdout)["withheld"] == []
-    assert "blackened" not in shown_all.stderr
-    told = invoke(*command, "--pictures", "2")
-    assert told.exit_code == 0
-    assert json.loads(told.stdout)["withheld"] == [str(tmp_path / f"a-{n}.png") for n in (1, 2)]
-    assert "safety checker blackened" in told.stderr and "--no-safety-checker" in told.stderr
-
-
-def test_it_can_be_left_out(always: Path, tmp_path: Path) -> None:
-    plan = make_plan(str(always), "onnx", tmp_path / "a", safety_checker=False)
-    assert "safety_checker" not in [c.name for c in plan.components]
-    assert [n for n in plan.notes if n.startswith("The safety checker is left out, as asked")]
-    others = ["text_encoder", "unet", "vae_decoder"]
-    named = make_plan(str(always), "onnx", tmp_path / "b", components=others)
-    assert [n for n in named.notes if n.startswith("The safety checker is left out, as asked")]
-    done = convert(plan, verify_settings=SETTINGS)
-    assert done.verdict == "PASS", done.summary
-    assert np.asarray(paint(exporter.load(done.artifact.root), ["a"], steps=1)[0]).any()
-
-
-def test_core_ml_leaves_it_out_and_says_so(always: Path, tmp_path: Path) -> None:
+def test_core_ml_leaves_it_out_and_says_so(sources: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
-    plan = make_plan(str(always), "coreml", tmp_path / "a")
+    plan = make_plan(str(sources["never"]), "coreml", tmp_path / "a")
     assert [c.name for c in plan.components] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     assert [n for n in plan.notes if "does not make Apple's SafetyChecker package" in n]
-
-
-def test_one_with_missing_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    folder = give(tiny, tmp_path / "a", checker(NEVER))
-    weights = folder / "safety_checker" / "model.safetensors"
-    kept = {n: v for n, v in load_file(weights).items() if n != "concept_embeds_weights"}
-    save_file(kept, weights)
-    with pytest.raises(CheckpointError, match="concept_embeds_weights"):
-        convert(make_plan(str(folder), "onnx", tmp_path / "b"))
-    assert not (tmp_path / "b").exists()

@@ -91,6 +91,12 @@ def shown(checkpoint: Checkpoint, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def found(special: Sequence[float], concepts: Sequence[float]) -> bool:
-    """Whether a picture with these scores is to be withheld: as the library's checker decides it."""
-    stricter = STRICTER if any(round(score, DIGITS) > 0 for score in special) else 0.0
-    return any(round(score + stricter, DIGITS) > 0 for score in concepts)
+    """Whether a picture with these scores is to be withheld: as the library's checker decides it, which adds
+    and rounds in float32 (Python's own `round` finds 0.00050000002, NumPy's does not)."""
+    import numpy as np
+
+    def over(scores: Any) -> bool:
+        return bool(np.any(np.round(scores, DIGITS) > 0))
+
+    stricter = np.float32(STRICTER if over(np.asarray(special, np.float32)) else 0.0)
+    return over(np.asarray(concepts, np.float32) + stricter)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from exporter.architectures import components_of
+from exporter.checking import told
 from exporter.checkpoints import resolve
-from exporter.planning import make_plan
-from exporter.targets import target_names
+from exporter.targets import get_target, target_names
 from exporter.targets.layout import write_diffusers_files
 from tests.checkers import checker, give
 
@@ -81,29 +81,35 @@ def test_a_part_that_was_left_out_is_null(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", target_names())
-def test_a_safety_checker_that_cannot_be_converted_is_told(source: Path, target: str) -> None:
-    expected = ["has no feature_extractor, which shows it the pictures"] * (target != "safetensors")
-    assert all(reason in " ".join(said(target, source)) for reason in expected)
-    assert len(said(target, source)) == len(expected)
-
-
-@pytest.mark.parametrize("target", target_names())
-def test_one_that_is_converted_is_told_where_not_all_clients_ask_it(
-    tiny: Path, tmp_path: Path, target: str
-) -> None:
-    (told,) = said(target, give(tiny, tmp_path / "checked", checker())) or [""]
-    wanted = {"safetensors": "", "coreml": "is left out, because this version does not"}
-    assert wanted.get(target, "other clients do not ask it and show every picture") in told
-    assert bool(told) == (target != "safetensors")
+def test_a_safety_checker_that_is_left_out_is_told(source: Path, target: str) -> None:
+    """It has no feature extractor here."""
+    assert ["has no feature_extractor" in note for note in notes(target, source)] == [True] * (
+        target != "safetensors"
+    )
 
 
 @pytest.mark.parametrize("target", target_names())
 def test_nothing_is_told_where_there_is_none(tiny: Path, target: str) -> None:
-    assert not said(target, tiny)
+    assert notes(target, tiny) == []
 
 
-def said(target: str, source: Path) -> list[str]:
-    """What is told of the checker before anything is converted."""
-    plan = make_plan(str(source), target, verify=False)
-    assert not [note for note in plan.notes if "safety checker" in note.lower() and note[-1] == "."]
-    return [note for note in plan.notes if "safety checker" in note.lower()]
+@pytest.mark.parametrize("target", target_names())
+def test_a_converted_one_is_told_where_some_clients_do_not_ask_it(
+    tiny: Path, tmp_path: Path, target: str
+) -> None:
+    folder = give(tiny, tmp_path / "sd", checker())
+    backend = get_target(target, require_backend=False)
+    assert notes(target, folder) == ([] if backend.checked is None else [backend.checked])
+    checkpoint = resolve(folder)
+    every = components_of(checkpoint)
+    files = write_diffusers_files(checkpoint, every, tmp_path / "out")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in files}
+    assert {"safety_checker/config.json", "feature_extractor/preprocessor_config.json"} <= names
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["safety_checker"] == [None, None] and index["requires_safety_checker"] is False
+
+
+def notes(target: str, source: Path) -> list[str]:
+    checkpoint = resolve(source)
+    every = components_of(checkpoint)
+    return told(checkpoint, every, every, get_target(target, require_backend=False))
