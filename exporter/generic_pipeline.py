@@ -14,6 +14,7 @@ from PIL.Image import Resampling
 from exporter.architectures.generic import FILE, Recording
 from exporter.checkpoints.checkpoint import read_json
 from exporter.errors import ArtifactError, UsageError
+from exporter.safety_checker import note_withheld
 from exporter.stand_ins import ExportedModule
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def paint(
             )
         )
         progress.done()
+        note_withheld(pipeline, result, len(painted), 1)
         painted.append(_picture(result, kind))
     return painted
 

@@ -235,6 +235,22 @@ def test_bad_weights_are_refused_as_those_of_any_component(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pipeline_that_is_observed_says_it_too(tmp_path: Path) -> None:
+    """Its artifact has no checker, and says so; the checkpoint's own is asked."""
+    from tests.unwritten import make
+
+    folder = give(make("instruct_pix2pix", tmp_path / "plain"), tmp_path / "checked", checker(ALWAYS))
+    picture = tmp_path / "start.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    out = tmp_path / "a.png"
+    ran = invoke("run", folder, "a", "-o", out, "--image", picture, "--steps", 1, "--json")
+    assert ran.document["withheld"] == [str(out)] and "safety checker blackened" in ran.stderr
+    plan = make_plan(str(folder), "onnx", tmp_path / "artifact")
+    assert "safety_checker" not in [component.name for component in plan.components]
+    (note,) = [note for note in plan.notes if "safety checker" in note]
+    assert "StableDiffusionInstructPix2PixPipeline, which is converted without it" in note
+
+
 def test_core_ml_leaves_it_out_and_says_so(sources: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     plan = make_plan(str(sources["never"]), "coreml", tmp_path / "a")
