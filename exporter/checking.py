@@ -30,8 +30,6 @@ def told(
     there = {component.name for component in available}
     if NAME in names:
         return [target.checked] if target.checked is not None else []
-    if NAME in there and NAME in target.omits and "vae_decoder" in names:
-        return [f"The safety checker is left out, because {target.omits[NAME]}: {SHOWN}"]
     if NAME in there:
         return [f"The safety checker is left out, as asked: {SHOWN}"] if "vae_decoder" in names else []
     if target.keeps_others:

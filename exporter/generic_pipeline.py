@@ -108,7 +108,7 @@ def paint(
     further: dict[str, Any] = {"output_type": "np" if "prediction" in _results(pipeline) else "pil"}
     further |= {"negative_prompt": [negative_prompt]} if negative_prompt is not None else {}
     further |= {"strength": strength} if strength is not None else {}
-    painted = []
+    painted: list[Image] = []
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     for prompt, one in zip(prompts, seeds, strict=True):
         progress.start(f"painting “{prompt}”", None)

@@ -179,7 +179,6 @@ def make_plan(
     chosen = select_components(available, components, source)
     if not safety_checker:
         chosen = [component for component in chosen if component.name != SAFETY_CHECKER]
-    chosen = [c for c in chosen if c.name not in backend.omits or c.name in (components or ())]
     check_static(parsed, chosen)
     planned = []
     for component in chosen:

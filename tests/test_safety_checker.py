@@ -249,10 +249,3 @@ def test_a_pipeline_that_is_observed_says_it_too(tmp_path: Path) -> None:
     assert "safety_checker" not in [component.name for component in plan.components]
     (note,) = [note for note in plan.notes if "safety checker" in note]
     assert "StableDiffusionInstructPix2PixPipeline, which is converted without it" in note
-
-
-def test_core_ml_leaves_it_out_and_says_so(sources: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("coremltools")
-    plan = make_plan(str(sources["never"]), "coreml", tmp_path / "a")
-    assert [c.name for c in plan.components] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
-    assert [n for n in plan.notes if "does not make Apple's SafetyChecker package" in n]

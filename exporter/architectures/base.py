@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -152,6 +152,11 @@ class TensorSpec:
         return tuple(size.resolve(dim) for dim in self.dims)
 
 
+Situations = Callable[
+    ["Component", "dict[str, torch.Tensor]", int, int], Iterable[tuple[str, "dict[str, torch.Tensor]"]]
+]
+
+
 @dataclass(frozen=True)
 class Component:
     """One exportable part of a pipeline.
@@ -182,6 +187,8 @@ class Component:
         reference: Computes the same by the library's own code; what artifacts are judged against, where it
             is not this component itself.
         decides: What it decides by comparing numbers, where it does.
+        situations: Makes of one captured input those that it is judged on, in words and tensors: itself, the
+            input, height and width of the picture (pixels). None where the input is judged as it is.
         held: Weights in the place of the checkpoint's, for itself and as its own reference: `holding`.
     """
 
@@ -211,6 +218,7 @@ class Component:
     beside: str | None = None
     reference: Component | None = None
     decides: Decisions | None = None
+    situations: Situations | None = None
     held: dict[str, StoredTensor] | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -68,10 +68,11 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
         ]
     if component.name == SAFETY_CHECKER:
         looks = [shown(component.checkpoint, image) for image in painted.images]
-        return [
-            Inputs(f"picture{g + 1}", "captured", f"picture {g + 1}", {"clip_input": values})
-            for g, values in enumerate(looks)
-        ]
+        cases = []
+        for g, (image, values) in enumerate(zip(painted.images, looks, strict=True)):
+            case = Inputs(f"picture{g + 1}", "captured", f"picture {g + 1}", {"clip_input": values})
+            cases += _situations(component, case, image.shape[-2], image.shape[-1])
+        return cases
     is_text = component.name.startswith("text_encoder")
     if not is_text:
         groups = sorted({call.order[0] for call in calls})
@@ -271,11 +272,22 @@ def convert_inputs(case: Inputs, declared: Sequence[TensorRecord]) -> tuple[dict
 
 def synthetic(component: Component, count: int = 3) -> list[Inputs]:
     """Random inputs of plausible range, for pipelines that cannot be run for a capture."""
+    native, cases = component.native, []
+    for n in range(count):
+        tensors = component.example_inputs(native, n)
+        case = Inputs(f"random{n + 1}", "random", f"random input {n + 1}", tensors)
+        cases += _situations(component, case, native.height, native.width)
+    return cases
+
+
+def _situations(component: Component, case: Inputs, height: int, width: int) -> list[Inputs]:
+    """What a component makes of a case to be judged on; the case where it makes nothing of it."""
+    if component.situations is None:
+        return [case]
+    made = component.situations(component, dict(case.tensors), height, width)
     return [
-        Inputs(
-            f"random{n + 1}", "random", f"random input {n + 1}", component.example_inputs(component.native, n)
-        )
-        for n in range(count)
+        replace(case, id=f"{case.id}.{n + 1}", label=f"{case.label}, {label}", tensors=tensors)
+        for n, (label, tensors) in enumerate(made)
     ]
 
 

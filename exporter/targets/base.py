@@ -230,8 +230,6 @@ class Target(ABC):
             after others: then `exporter batch` may share the components of an artifact among machines.
         checked: Which of its clients look at pictures with a safety checker that was converted; None where
             all do.
-        omits: Components that its clients have no place for and do without: name → why. They are left out
-            unless they are asked for by name.
         keeps_others: It holds also what no component speaks of.
         crashes: Signals with which its runtime is known to end a process, and what to do about each.
     """
@@ -247,7 +245,6 @@ class Target(ABC):
         "The safety checker is converted: `exporter run` and `exporter.load` blacken what it finds, other "
         "clients do not ask it and show every picture"
     )
-    omits: ClassVar[Mapping[str, str]] = {}
     keeps_others: ClassVar[bool] = False
     crashes: ClassVar[Mapping[int, str]] = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,10 +30,7 @@ class CoremlTarget(Target):
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
     options_type: ClassVar[type[Options]] = CoremlOptions
     apart: ClassVar[bool] = True
-    omits: ClassVar[Mapping[str, str]] = {
-        "safety_checker": "this version does not make Apple's SafetyChecker package, which decides inside "
-        "the graph (`python -m python_coreml_stable_diffusion.torch2coreml --convert-safety-checker` does)"
-    }
+    checked: ClassVar[str | None] = None  # Apple's runners show it each picture, as `exporter run` does
 
     def shipped(self, component: Component) -> Component:
         from exporter.targets.coreml.layout import as_apple
@@ -79,6 +76,7 @@ class CoremlTarget(Target):
         return [*apple(repo, manifest), *super().clients(repo, manifest), specification(repo)]
 
     def afterwards(self, manifest: Manifest) -> list[str]:
+        from exporter.targets.coreml.safety import other_side
         from exporter.targets.coreml.sd3 import PIPELINES, other_widths
 
         compiled = [record.details.get("compiled", {}) for record in manifest.components]
@@ -89,6 +87,7 @@ class CoremlTarget(Target):
         if manifest.source.pipeline_class.startswith(PIPELINES):
             odd = other_widths(manifest.components)
             lines += [f"Swift's widths are those of the published models: {odd[0]}."] if odd else []
+        lines += other_side(manifest.components)
         return [
             "Swift opens compiled models, which a Mac with Xcode makes: sh Resources/compile.sh runs",
             *lines,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import UnsupportedError
-from exporter.targets.coreml import sd3
+from exporter.targets.coreml import safety, sd3
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +71,9 @@ INPUTS: dict[str, tuple[Binding, ...]] = {
         Binding("encoder_hidden_states", "encoder_hidden_states", half=True, form="text"),
         Binding("controlnet_cond", "controlnet_cond", half=True),
     ),
+    "safety_checker": tuple(
+        Binding(name, name, half=True) for name in (safety.LOOK, safety.IMAGES, safety.ADJUSTMENT)
+    ),
 }
 """Of a component, by `kind_of` its name. What ControlNets hand to a UNet is in `input_bindings`."""
 SCALE = "conditioning_scale"
@@ -94,6 +97,7 @@ OUTPUTS: dict[str, tuple[Binding, ...]] = {
     "vae_decoder": (Binding("image", "sample"),),
     "vae_encoder": (Binding("latent", "latent_parameters"),),
     "controlnet": (),
+    "safety_checker": tuple(Binding(name, name) for name in (safety.FILTERED, safety.FLAG, safety.CONCEPTS)),
 }
 DESCRIPTIONS = {
     "input_ids": "Token ids of the prompt, padded to the model's length, as float32.",
@@ -115,6 +119,12 @@ DESCRIPTIONS = {
     "token_level_text_embeddings": "Text of both rows (the prompt's first) as (row, width, 1, token): CLIP's "
     "77 tokens, zeros beside them, and T5's 77, or zeros for these.",
     "pooled_text_embeddings": "Text of both rows as one vector: pooled_outputs of both CLIP encoders.",
+    safety.LOOK: "The picture as the feature extractor shows it: resized, cropped and normalised.",
+    safety.IMAGES: "The picture in [0, 1], channels last; what is found is blackened in it.",
+    safety.ADJUSTMENT: "Added to the scores of the special concepts; 0 as the model was published.",
+    safety.FILTERED: "The picture, or black.",
+    safety.FLAG: "1 where the picture is to be withheld, else 0.",
+    safety.CONCEPTS: "How far the picture is above the threshold of each concept.",
     "denoiser_output": "What the scheduler takes as the model's output for the latents.",
 }
 OUTPUT_DESCRIPTIONS = {
@@ -309,8 +319,8 @@ def is_xl_text(name: str, outputs: Sequence[str]) -> bool:
 def as_apple(component: Component) -> Component:
     """The component with the outputs that Apple's packages have: of SDXL's text encoders the state before the
     last layer and the pooled text, of all others every output; with the tokens that Swift gives those of
-    Stable Diffusion 3."""
-    component = sd3.sized(component)
+    Stable Diffusion 3; and a safety checker that blackens by itself."""
+    component = safety.as_apple(sd3.sized(component))
     if not is_xl_text(component.name, [spec.name for spec in component.outputs]):
         return component
     names = [spec.name for spec in component.outputs]

@@ -24,6 +24,7 @@ from exporter.targets.coreml.layout import (
 )
 from exporter.targets.coreml.names import CONTROLLED, CONTROLNET_PREFIX, ENDINGS, PREFIX
 from exporter.targets.coreml.package import Functions, Package
+from exporter.targets.coreml.safety import ADJUSTMENT, CONCEPTS, FILTERED, FLAG, IMAGES, LOOK, NAME
 from exporter.targets.coreml.sd3 import T5_TOKENS, TOKENS
 
 LATENT_CHANNELS = 4
@@ -165,7 +166,8 @@ def input_names(subject: Subject) -> list[str]:
     give; `ControlNet.execute` passes the first three and `controlnet_cond`;
     `MultiModalDiffusionTransformer.predictNoise` passes four of its own and asks the model for the shape of
     `latent_image_embeddings`; `TextEncoderT5.encode(ids:)` passes `input_ids`, and an `attention_mask` that a
-    model need not take. `TextEncoder` and `Decoder` take whatever input there is."""
+    model need not take; `SafetyChecker.isSafe` passes `clip_input`, `images` and `adjustment`. `TextEncoder`
+    and `Decoder` take whatever input there is."""
     known = subject.bindings
     xl = any(binding.xl and binding.name in subject.inputs for binding in known)
     return _names("input", [b.name for b in known if xl or not b.xl], list(subject.inputs))
@@ -175,8 +177,9 @@ def input_names(subject: Subject) -> list[str]:
 def output_names(subject: Subject) -> list[str]:
     """`pipeline.py` reads `last_hidden_state`, `noise_pred` and `image` by name, and
     `TextEncoder.encode(ids:)` in Swift `last_hidden_state`; for SDXL both read `hidden_embeds` and
-    `pooled_outputs` (`TextEncoderXL.encode(ids:)`), of T5 Swift reads `encoder_hidden_states`. Every output
-    of a ControlNet is an input of the UNet."""
+    `pooled_outputs` (`TextEncoderXL.encode(ids:)`), of T5 Swift reads `encoder_hidden_states`; of a
+    safety checker `pipeline.py` reads all three, and Swift `has_nsfw_concepts`.
+    Every output of a ControlNet is an input of the UNet."""
     xl = is_xl_text(subject.component, list(subject.outputs))
     names = list(subject.outputs)
     wanted = OUTPUTS["text_encoder_2"] if xl else output_bindings(subject.component, names)
@@ -285,6 +288,16 @@ def shapes(subject: Subject) -> list[str]:
         expect("z", lambda s: len(s) == 4 and s[0] == 1, "[1, channels, height, width]")
     elif subject.component == "vae_encoder":
         expect("x", lambda s: len(s) == 4 and s[:2] == (1, 3), "[1, 3, height, width]")
+    elif subject.component == NAME:
+        look, picture = "[1, 3, pixels, as many]", "[1, height, width, 3]"
+        expect(LOOK, lambda s: len(s) == 4 and s[:2] == (1, 3) and s[2] == s[3], look)
+        expect(IMAGES, lambda s: len(s) == 4 and (s[0], s[3]) == (1, 3), picture)
+        expect(ADJUSTMENT, lambda s: s == (1,), "[1]")
+        shown = subject.inputs.get(IMAGES)
+        if shown is not None:
+            expect(FILTERED, lambda s: (s,) == shown.shapes, "the pictures' shape", "output")
+        expect(FLAG, lambda s: s == (1, 1, 1, 1), "[1, 1, 1, 1]", "output")
+        expect(CONCEPTS, lambda s: len(s) == 2 and s[0] == 1, "[1, concepts]", "output")
     return faults
 
 

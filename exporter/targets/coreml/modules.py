@@ -145,6 +145,15 @@ class AppleVae(AppleModule):
         return self.component(tensor)
 
 
+class AppleChecker(AppleModule):
+    """Its tensors are Apple's already: `safety.as_apple` gives the component."""
+
+    def forward(
+        self, clip_input: torch.Tensor, images: torch.Tensor, adjustment: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return self.component(clip_input=clip_input, images=images, adjustment=adjustment)
+
+
 MODULES: dict[str, Callable[[nn.Module], AppleModule]] = {
     "text_encoder": AppleTextEncoder,
     "text_encoder_2": AppleTextEncoder,
@@ -154,6 +163,7 @@ MODULES: dict[str, Callable[[nn.Module], AppleModule]] = {
     "vae_decoder": AppleVae,
     "vae_encoder": AppleVae,
     "controlnet": AppleControlNet,
+    "safety_checker": AppleChecker,
 }
 
 

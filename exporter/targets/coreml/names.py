@@ -37,6 +37,7 @@ RESOURCE_NAMES = {
     f"{CONTROLLED}_chunk2": "ControlledUnetChunk2",
     "vae_decoder": "VAEDecoder",
     "vae_encoder": "VAEEncoder",
+    "safety_checker": "SafetyChecker",
 }
 """What a package's name ends in → the name of the compiled model in the folder that Swift reads."""
 
