@@ -31,7 +31,8 @@ from tests.test_tasks import given, picture
 PICTURES = ["text-to-image", "image-to-image", "inpainting"]
 CLIPS = ["text-to-video", "image-to-video"]
 DOES = {
-    **dict.fromkeys(("sd2", "turbo", "taesd", "sdxl", "sd3", "sd35", "flux", "flux_schnell"), PICTURES),
+    **dict.fromkeys(("sd2", "turbo", "taesd", "checked", "sdxl", "sd3", "sd35"), PICTURES),
+    **dict.fromkeys(("flux", "flux_schnell"), PICTURES),
     **dict.fromkeys(("controlnet", "two_controlnets", "sdxl_controlnet"), PICTURES),
     **dict.fromkeys(("inpaint", "flux_fill"), PICTURES[2:]),
     "lcm": PICTURES[:2],
