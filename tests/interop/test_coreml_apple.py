@@ -15,6 +15,7 @@ import pytest
 
 from exporter.conversion import convert, make_plan
 from exporter.pipeline import from_checkpoint
+from tests.checkers import ALWAYS, NEVER, checker, give
 from tests.families import make
 from tests.test_tasks import drawing, picture
 
@@ -83,6 +84,29 @@ def test_two_controlnets_in_apples_python_pipeline(tmp_path: Path, monkeypatch: 
     print(f"from diffusers' picture: {right:.4f} of 255, with exchanged drawings {exchanged:.4f}")
     assert right < 0.5
     assert right < exchanged, "each reads its own"
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("found", [True, False])
+def test_apples_python_pipeline_asks_the_safety_checker(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    apple = pytest.importorskip("python_coreml_stable_diffusion.pipeline")
+    import coremltools
+
+    source = give(tiny, tmp_path / "tiny-checked", checker(ALWAYS if found else NEVER))
+    out = convert(make_plan(str(source), "coreml", tmp_path / "out", verify=False)).artifact.root
+    monkeypatch.setattr(coremltools.models, "MLModel", Interpreted)
+    stock = from_checkpoint(str(source))
+    pipeline = apple.get_coreml_pipe(
+        stock, str(out), "tiny-checked", "ALL", delete_original_pipe=False,
+        force_zeros_for_empty_prompt=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    noise = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    made = pipeline("a star", 64, 64, num_inference_steps=1, latents=noise, output_type="np")
+    assert bool(np.asarray(made.images).any()) is not found
+    assert np.asarray(made.nsfw_content_detected).ravel().tolist() == [float(found)]
 
 
 def apples_sources() -> Path:

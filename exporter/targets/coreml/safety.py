@@ -88,15 +88,22 @@ def situations(
         # the special concepts raise each score a little, so these adjustments make the push the harder
         hardest = torch.tensor([-DOMINANT if above else DOMINANT])
         pushed = _pushed(module, look, images, hardest, above)
+        told = "thresholds out of reach" if pushed is None else f"pushed {'above' if above else 'below'}"
+        seen = look if pushed is None else pushed
         for sign, special in ((-1, "no special concept"), (1, "special concepts")):
-            case = {LOOK: pushed, IMAGES: images, ADJUSTMENT: torch.tensor([sign * DOMINANT])}
-            yield f"pushed {'above' if above else 'below'}, {special}", case
+            case = {
+                LOOK: pushed if pushed is not None else look,
+                IMAGES: images,
+                ADJUSTMENT: torch.tensor([sign * DOMINANT]),
+            }
+            yield f"{told}, {special}", case
 
 
 def _pushed(
     module: nn.Module, look: torch.Tensor, images: torch.Tensor, adjustment: torch.Tensor, above: bool
-) -> torch.Tensor:
-    """The look after as few steps as make the largest concept score of each picture clear of 0."""
+) -> torch.Tensor | None:
+    """The look after as few steps as make the largest concept score of each picture clear of 0; None where
+    `STEPS` do not."""
     import torch
 
     sign, now = (1.0 if above else -1.0), look
@@ -111,7 +118,7 @@ def _pushed(
         size = slope.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         step = STEP * slope / size.clamp_min(torch.finfo(torch.float32).tiny)
         now = torch.where(far[:, None, None, None], now, now + step)
-    return look
+    return None
 
 
 def other_side(records: list[ComponentRecord]) -> list[str]:
