@@ -92,7 +92,7 @@ def situations(
         seen = look if pushed is None else pushed
         for sign, special in ((-1, "no special concept"), (1, "special concepts")):
             case = {
-                LOOK: pushed if pushed is not None else look,
+                LOOK: seen,
                 IMAGES: images,
                 ADJUSTMENT: torch.tensor([sign * DOMINANT]),
             }
