@@ -82,7 +82,7 @@ def _cell(recipe: Recipe, axes: dict[str, Scalar]) -> Cell:
     for key, value in axes.items():
         if key in DIRECT:
             data[key] = str(value)
-        elif key not in recipe.variables:
+        elif key not in recipe.variables and isinstance(data["options"], dict):  # else it is refused below
             data["options"][key] = value
     if not data["target"]:
         raise RecipeError(
