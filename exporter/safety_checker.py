@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from exporter.architectures.safety_checker import CONCEPTS, EYES, SPECIAL, found
+from exporter.architectures.safety_checker import CONCEPTS, EYES, FLAG, LOOK, SPECIAL, found
 from exporter.architectures.safety_checker import NAME as NAME
 from exporter.stand_ins import ExportedModule
 
 if TYPE_CHECKING:
     from exporter.targets import Runner
-
-FLAG = "has_nsfw_concepts"
-"""Output of a checker that decides by itself: above 0 where a picture is to be withheld."""
 
 
 class ExportedSafetyChecker(ExportedModule):
@@ -43,17 +40,15 @@ class ExportedSafetyChecker(ExportedModule):
 
     def withheld(self, clip_input: torch.Tensor) -> list[bool]:
         """Of each picture whether it is to be withheld: by its scores, or as an artifact says that decides it
-        itself (`has_nsfw_concepts`); the picture that this one takes beside does not count."""
+        itself; the pictures (of its one size) and the adjustment that this one takes beside are zeros."""
         names = [spec.name for spec in self.runner.outputs]
-        others = {
-            spec.name: torch.zeros([size if isinstance(size, int) else 1 for size in spec.dims])
-            for spec in self.runner.inputs
-            if spec.name != "clip_input"
-        }
-        for name, zeros in others.items():
-            if zeros.dim() > 1:
-                others[name] = zeros[:1].expand(clip_input.shape[0], *zeros.shape[1:])
-        given = dict(zip(names, self.call(self.runner, clip_input=clip_input, **others), strict=True))
+        others = {}
+        for spec in self.runner.inputs:
+            if spec.name != LOOK:
+                first, *rest = map(int, spec.dims)
+                others[spec.name] = torch.zeros([len(clip_input), *rest] if rest else [first])
+        values = self.call(self.runner, **{LOOK: clip_input}, **others)
+        given = dict(zip(names, values, strict=True))
         if FLAG in given:
             return [bool(flag > 0.5) for flag in given[FLAG].flatten()]
         scores = zip(given[SPECIAL].tolist(), given[CONCEPTS].tolist(), strict=True)

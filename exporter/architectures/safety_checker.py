@@ -8,6 +8,7 @@ there is no matter of an artifact's arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from exporter.architectures._parts import adapter
@@ -24,9 +25,13 @@ MODULE = "diffusers.pipelines.stable_diffusion.safety_checker"
 """Where that class is."""
 EYES = "feature_extractor"
 """What makes of a picture the checker's input."""
+LOOK = "clip_input"
+"""The input: the picture as CLIP sees it."""
 SPECIAL, CONCEPTS = "special_scores", "concept_scores"
 """The outputs: how far a picture is above the threshold of each concept (cosine − threshold)."""
 COUNTS = {SPECIAL: 3, CONCEPTS: 17}
+FLAG = "has_nsfw_concepts"
+"""Output of a checker that decides inside its graph (Core ML's): 1 where a picture is to be withheld."""
 STRICTER = 0.01
 """Added to the scores of the concepts where one of the special ones is found."""
 DIGITS = 3
@@ -42,16 +47,15 @@ def safety_checkers(checkpoint: Checkpoint, native: Size) -> list[Component]:
 
     def construct() -> Any:
         import transformers
-        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-        return StableDiffusionSafetyChecker(transformers.CLIPConfig.from_dict(config))
+        return getattr(import_module(MODULE), CLASS)(transformers.CLIPConfig.from_dict(config))
 
     component = Component(
         name=NAME,
         folder=NAME,
         checkpoint=checkpoint,
         class_name=CLASS,
-        inputs=(TensorSpec("clip_input", "float32", ("batch", 3, pixels, pixels)),),
+        inputs=(TensorSpec(LOOK, "float32", ("batch", 3, pixels, pixels)),),
         outputs=tuple(TensorSpec(name, "float32", ("batch", count)) for name, count in COUNTS.items()),
         native=native,
         construct=construct,

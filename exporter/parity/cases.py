@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from exporter.architectures.base import PACKED, is_rule, knobs_of, origin, runs_each_step
+from exporter.architectures.safety_checker import LOOK, shown
 from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
-from exporter.architectures.safety_checker import shown
 from exporter.parity.arithmetic import Tensors
 from exporter.parity.clips import other_clips, other_lengths
 from exporter.parity.painting import Painted
@@ -70,7 +70,7 @@ def captured(component: Component, painted: Painted, samples: int) -> list[Input
         looks = [shown(component.checkpoint, image) for image in painted.images]
         cases = []
         for g, (image, values) in enumerate(zip(painted.images, looks, strict=True)):
-            case = Inputs(f"picture{g + 1}", "captured", f"picture {g + 1}", {"clip_input": values})
+            case = Inputs(f"picture{g + 1}", "captured", f"picture {g + 1}", {LOOK: values})
             cases += _situations(component, case, image.shape[-2], image.shape[-1])
         return cases
     is_text = component.name.startswith("text_encoder")

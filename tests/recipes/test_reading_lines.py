@@ -63,6 +63,10 @@ def test_the_schema_for_editors_admits_variables() -> None:
         (TYPED, ["k=${judged}", "judged=${k}"], r"r, --set k: the variable k is made of itself"),
         (HEAD + "matrix:\n  model: ['']\n", [], r"r line 5: model: string should have at least 1"),
         (HEAD + "output: out/{taget}\n", [], r"r line 4: \{taget\} in 'out/\{taget\}' is no key"),
+        (
+            HEAD + 'variables: {n: 3}\noptions: "${n}"\nmatrix:\n  dtype: [float32]\n', [],
+            r"r line 5: options: input should be a valid dictionary; \$\{n\} is 3 \(r line 4\)",
+        ),
         (HEAD + "publish:\n  repo: me/{x}\n", [], r"r line 5: \{x\} in 'me/\{x\}' is no key"),
         (HEAD + "output: o\nmatrix:\n  dtype: [float32, float16]\n", [], r"r line 4: .* would both be"),
         ("name: a\nmodel: x\n", [], r"r line 1: the recipe a names no target"),

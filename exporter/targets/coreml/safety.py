@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporter.architectures.base import Component, TensorSpec
-from exporter.architectures.safety_checker import CONCEPTS, COUNTS, NAME
+from exporter.architectures.safety_checker import CONCEPTS, COUNTS, FLAG, LOOK, NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from exporter.artifact import ComponentRecord
 
-LOOK, IMAGES, ADJUSTMENT = "clip_input", "images", "adjustment"
-FILTERED, FLAG = "filtered_images", "has_nsfw_concepts"
+IMAGES, ADJUSTMENT = "images", "adjustment"
+FILTERED = "filtered_images"
 DOMINANT = 4.0
 """An adjustment that no special score outweighs: cosines are within ±1, thresholds within ±2."""
 CLEAR = 0.02
