@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.architectures.safety_checker import CONCEPTS, FLAG, LOOK
 from exporter.errors import UnsupportedError
 from exporter.targets.coreml import safety, sd3
 
@@ -73,7 +72,7 @@ INPUTS: dict[str, tuple[Binding, ...]] = {
         Binding("controlnet_cond", "controlnet_cond", half=True),
     ),
     "safety_checker": tuple(
-        Binding(name, name, half=True) for name in (LOOK, safety.IMAGES, safety.ADJUSTMENT)
+        Binding(name, name, half=True) for name in (safety.LOOK, safety.IMAGES, safety.ADJUSTMENT)
     ),
 }
 """Of a component, by `kind_of` its name. What ControlNets hand to a UNet is in `input_bindings`."""
@@ -98,7 +97,7 @@ OUTPUTS: dict[str, tuple[Binding, ...]] = {
     "vae_decoder": (Binding("image", "sample"),),
     "vae_encoder": (Binding("latent", "latent_parameters"),),
     "controlnet": (),
-    "safety_checker": tuple(Binding(name, name) for name in (safety.FILTERED, FLAG, CONCEPTS)),
+    "safety_checker": tuple(Binding(name, name) for name in (safety.FILTERED, safety.FLAG, safety.CONCEPTS)),
 }
 DESCRIPTIONS = {
     "input_ids": "Token ids of the prompt, padded to the model's length, as float32.",
@@ -120,12 +119,12 @@ DESCRIPTIONS = {
     "token_level_text_embeddings": "Text of both rows (the prompt's first) as (row, width, 1, token): CLIP's "
     "77 tokens, zeros beside them, and T5's 77, or zeros for these.",
     "pooled_text_embeddings": "Text of both rows as one vector: pooled_outputs of both CLIP encoders.",
-    LOOK: "The picture as the feature extractor shows it: resized, cropped and normalised.",
+    safety.LOOK: "The picture as the feature extractor shows it: resized, cropped and normalised.",
     safety.IMAGES: "The picture in [0, 1], channels last; what is found is blackened in it.",
     safety.ADJUSTMENT: "Added to the scores of the special concepts; 0 as the model was published.",
     safety.FILTERED: "The picture, or black.",
-    FLAG: "1 where the picture is to be withheld, else 0.",
-    CONCEPTS: "How far the picture is above the threshold of each concept.",
+    safety.FLAG: "1 where the picture is to be withheld, else 0.",
+    safety.CONCEPTS: "How far the picture is above the threshold of each concept.",
     "denoiser_output": "What the scheduler takes as the model's output for the latents.",
 }
 OUTPUT_DESCRIPTIONS = {

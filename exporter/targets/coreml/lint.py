@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.architectures.safety_checker import CONCEPTS, FLAG, LOOK, NAME
 from exporter.targets.coreml.chunks import PARTS
 from exporter.targets.coreml.functions import SPEC_18
 from exporter.targets.coreml.interpreter import ARRAY_TYPES
@@ -25,7 +24,7 @@ from exporter.targets.coreml.layout import (
 )
 from exporter.targets.coreml.names import CONTROLLED, CONTROLNET_PREFIX, ENDINGS, PREFIX
 from exporter.targets.coreml.package import Functions, Package
-from exporter.targets.coreml.safety import ADJUSTMENT, FILTERED, IMAGES
+from exporter.targets.coreml.safety import ADJUSTMENT, CONCEPTS, FILTERED, FLAG, IMAGES, LOOK, NAME
 from exporter.targets.coreml.sd3 import T5_TOKENS, TOKENS
 
 LATENT_CHANNELS = 4

@@ -16,7 +16,7 @@ import numpy as np
 from exporter.errors import BackendMissing
 from exporter.targets.base import RunOptions
 from exporter.targets.coreml.interpreter import Peaks
-from exporter.targets.coreml.names import CONTROLNETS, RESOURCE_NAMES, RESOURCES, compiled_name
+from exporter.targets.coreml.names import CONTROLNETS, RESOURCES, compiled_name
 from exporter.targets.coreml.package import COMPILED, Package
 
 UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE"}
@@ -108,14 +108,13 @@ def compiled_models(root: Path) -> dict[str, Path]:
 def unchecked(root: Path) -> dict[str, str]:
     """Compiled models that nothing here runs → why, and what to do about it.
 
-    On a Mac those of known components are what the runner runs; all others are left.
+    On a Mac those of the artifact's packages are what the runner runs; all others are left.
     """
-    known = set(RESOURCE_NAMES.values()) if has_core_ml() else set()
-    runs = (f"{CONTROLNETS}/",) if has_core_ml() else ()
+    known = {compiled_name(path.name) for path in root.glob("*.mlpackage")} if has_core_ml() else set()
     return {
         path.relative_to(root).as_posix(): explain(path.name)
         for name, path in compiled_models(root).items()
-        if name not in known and not name.startswith(runs)
+        if name not in known
     }
 
 

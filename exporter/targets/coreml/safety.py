@@ -14,19 +14,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from exporter.architectures.base import Component, TensorSpec
-from exporter.architectures.safety_checker import CONCEPTS, COUNTS, FLAG, LOOK, NAME
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
     from torch import nn
 
+    from exporter.architectures.base import Component
     from exporter.artifact import ComponentRecord
 
-IMAGES, ADJUSTMENT = "images", "adjustment"
-FILTERED = "filtered_images"
+NAME = "safety_checker"
+LOOK, IMAGES, ADJUSTMENT = "clip_input", "images", "adjustment"
+FILTERED, FLAG, CONCEPTS = "filtered_images", "has_nsfw_concepts", "concept_scores"
+"""Apple's names, said here: whoever only opens a package needs nothing of `architectures`."""
 DOMINANT = 4.0
 """An adjustment that no special score outweighs: cosines are within ±1, thresholds within ±2."""
 CLEAR = 0.02
@@ -41,6 +41,9 @@ def as_apple(component: Component) -> Component:
     """The checker with Apple's inputs and outputs; any other component as it is."""
     if component.name != NAME or any(spec.name == IMAGES for spec in component.inputs):
         return component
+    from exporter.architectures.base import TensorSpec
+    from exporter.architectures.safety_checker import COUNTS
+
     picture = ("batch", "height", "width", 3)
     return replace(
         component,
