@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,19 +30,27 @@ if TYPE_CHECKING:
     from exporter.artifact import ComponentRecord
     from exporter.checkpoints import Checkpoint, StoredTensor
     from exporter.parity.measure import Opened
-    from exporter.targets.base import QuantisedWeight, Runner
+    from exporter.targets.base import QuantisedWeight, RoundedActivation, Runner
 
 SHARD = 1 << 28
 """Bytes of dequantised weights gathered before they are written."""
 CHUNK = 1 << 21
 """Weights compared at a time."""
-LABEL = re.compile(r"int(?P<bits>[48])_(?P<kind>a?sym|narrow)(?:_group(?P<group>\d+))?")
+HALF, HALF_RANGE = "int8_half", 64
+"""How weights that are multiplied with rounded activations are quantised, and the last code of that: two
+products with a byte (255 · 64 · 2 = 32640) fit into 16 bits."""
+LABEL = re.compile(r"int(?P<bits>[48])_(?P<kind>a?sym|half|narrow)(?:_group(?P<group>\d+))?")
 PALETTE = re.compile(r"palette(?P<bits>[1-8])")
 
 
 def is_quantised(record: ComponentRecord) -> bool:
     """Whether the manifest says that the component's weights are integers, or places in palettes."""
     return record.dtype in ("int8", "int4") or record.dtype.startswith("palette")
+
+
+def claimed_labels(record: ComponentRecord) -> dict[str, str]:
+    """How the manifest says that each weight is quantised, by its name."""
+    return dict((record.details.get("compression") or {}).get("weights") or {})
 
 
 def rounds_activations(record: ComponentRecord) -> bool:
@@ -72,7 +80,7 @@ def restore(
             report.compression.activations, more = check_ranges(
                 checkpoint, original, claimed, rounded, cache=cache, tick=tick
             )
-            faults += more
+            faults += more + overflowing(claimed_labels(record), rounded)
         elif rounded:
             faults.append("the file rounds activations, which the manifest does not say")
     except Exception as error:  # a damaged file: what it holds cannot be read
@@ -107,7 +115,7 @@ def restored(
         The component, the checks of its weights, and faults that need no number.
     """
     claimed = record.details.get("compression") or {}
-    labels = dict(claimed.get("weights") or {})
+    labels = claimed_labels(record)
     compression = Compression(scheme=str(claimed.get("scheme") or record.dtype))
     component = component.fused()
     originals = component.reference_weights
@@ -123,7 +131,12 @@ def restored(
             faults.append(f"the quantised weight {weight.name!r} is none of the checkpoint's")
             continue
         found.add(weight.name)
-        checked = check(weight, original, str(labels.get(weight.name)))
+        label = str(labels.get(weight.name))
+        checked = check(weight, original, label)
+        if label == HALF and not (most := _last_code(weight)) <= HALF_RANGE + 0.5:
+            faults.append(
+                f"the quantised weight {weight.name} has a code of {most:.0f}; {label} ends at {HALF_RANGE}"
+            )
         if checked is not None:
             compression.weights.append(checked)
         waiting[keys[weight.name]] = np.ascontiguousarray(weight.values, dtype=np.float32)
@@ -139,6 +152,26 @@ def restored(
             f"the manifest and the file disagree about what is quantised: {odd[0]} ({len(odd)} in all)"
         )
     return component.holding({**originals, **stored}), compression, faults
+
+
+def overflowing(labels: Mapping[str, str], rounded: Iterable[RoundedActivation]) -> list[str]:
+    """A fault where codes of the whole range are multiplied with rounded activations.
+
+    Processors without VNNI add pairs of such products in 16 bits, which saturate: what passes on the
+    machine of the verdict would be broken on those.
+    """
+    whole = [each.name for each in rounded if labels.get(each.name) != HALF]
+    if not whole:
+        return []
+    return [
+        f"the codes of {whole[0]} ({len(whole)} in all) are not within ±{HALF_RANGE} ({HALF}): multiplied "
+        "with rounded activations they overflow on processors without VNNI; convert again"
+    ]
+
+
+def _last_code(weight: QuantisedWeight) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.abs(weight.values / weight.step).max(initial=0.0))
 
 
 def check(weight: QuantisedWeight, original: StoredTensor, label: str) -> WeightCheck | None:
@@ -217,6 +250,8 @@ def _coarseness(step: np.ndarray, original: np.ndarray, label: str, palette: np.
     if match["kind"] in ("sym", "narrow"):
         narrow = bits == 8 or match["kind"] == "narrow"
         reach, codes = 2 * np.abs(groups).max(-1), 2**bits - 2 if narrow else 2**bits
+    elif match["kind"] == "half":
+        reach, codes = 2 * np.abs(groups).max(-1), 2 ** (bits - 1)
     else:
         reach, codes = np.maximum(groups.max(-1), 0) - np.minimum(groups.min(-1), 0), 2**bits - 1
     fine = np.where(reach == 0, np.inf, reach / codes)  # zeros alone have any step

@@ -37,6 +37,9 @@ CONDITIONS = ("time_", "add_", "class_")
 """Modules that turn a number or a label into one vector for the whole picture, by the first letters."""
 CHUNK = 1 << 20
 """Weights rounded at a time."""
+HALF = 64
+"""The last code of int8 where activations are multiplied as integers: two products with a byte of activations
+(255 · 64 · 2 = 32640) are the most that 16 bits hold, in which processors without VNNI add pairs of them."""
 
 
 class WeightOptions(Options):
@@ -82,15 +85,19 @@ class How:
         bits: 8 or 4.
         symmetric: No zero point.
         group: Weights of a row that share a scale; 0 is the whole row.
+        halved: Symmetric int8 in half of its range, ±`HALF`.
     """
 
     bits: int
     symmetric: bool
     group: int = 0
+    halved: bool = False
 
     @property
     def label(self) -> str:
-        """For the manifest: `int8_asym`, `int4_sym_group64`."""
+        """For the manifest: `int8_asym`, `int8_half`, `int4_sym_group64`."""
+        if self.halved:
+            return f"int{self.bits}_half"
         group = f"_group{self.group}" if self.group else ""
         return f"int{self.bits}_{'sym' if self.symmetric else 'asym'}{group}"
 
@@ -190,9 +197,9 @@ def quantise(
     """Codes, scales and zero points of rows of weights. Codes are the nearest to the weights under the
     scales as they are stored.
 
-    Symmetric int8 spans ±127; symmetric int4 spans -8 … 7 with the sign of the scale chosen so that the entry
-    of largest magnitude is -8, as nncf and ONNX Runtime do. With a zero point the range is that of the
-    values, zero included, so that a zero stays exactly zero.
+    Symmetric int8 spans ±127, halved ±64; symmetric int4 spans -8 … 7 with the sign of the scale chosen so
+    that the entry of largest magnitude is -8, as nncf and ONNX Runtime do. With a zero point the range is
+    that of the values, zero included, so that a zero stays exactly zero.
 
     Args:
         values: float32 (rows, columns); the group size divides the columns.
@@ -213,8 +220,9 @@ def quantise(
         codes = np.clip(np.rint(groups / steps[..., None]) + zeros[..., None], 0, top)
         return codes.astype(np.uint8), scales, zeros.astype(np.uint8)
     if how.bits == 8:
-        scales = _stored(np.abs(groups).max(-1) / np.float32(127), scales_as)
-        codes = np.clip(np.rint(groups / scales[..., None].astype(np.float32)), -127, 127)
+        last = HALF if how.halved else 127
+        scales = _stored(np.abs(groups).max(-1) / np.float32(last), scales_as)
+        codes = np.clip(np.rint(groups / scales[..., None].astype(np.float32)), -last, last)
         return codes.astype(np.int8), scales, np.zeros(scales.shape, np.int8)
     peak = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
     scales = _stored(peak / np.float32(-8), scales_as)

@@ -8,7 +8,8 @@ would hold those of the whole model in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,14 @@ LEAST_HALF = 2.0**-20
 BITS = {"u8": 8, "i8": 8, "u4": 4, "i4": 4, "f32": 32, "f16": 16, "bf16": 16}
 
 
-def planned(held: Sequence[Held], component: Component, options: OpenVinoOptions) -> dict[str, How]:
-    """How to quantise each weight that can be (matrices, convolutions and embeddings), by its stored name."""
+def planned(
+    held: Sequence[Held], component: Component, options: OpenVinoOptions, rounded: Collection[str] = ()
+) -> dict[str, How]:
+    """How to quantise each weight that can be (matrices, convolutions and embeddings), by its stored name.
+
+    Args:
+        rounded: Weights that are multiplied with rounded activations: these have half of the codes.
+    """
     stored = {tensor.name: tensor for tensor in component.weights.values()}
     candidates: dict[str, Kind] = {}
     for each in held:
@@ -42,7 +49,8 @@ def planned(held: Sequence[Held], component: Component, options: OpenVinoOptions
         shape = tuple(each.stand_in.get_output_shape(0))
         if each.name in stored and kind is not None and shape == stored[each.name].shape:
             candidates[each.name] = kind
-    return quantisation.choose(component, candidates, options)
+    chosen = quantisation.choose(component, candidates, options)
+    return {name: replace(how, halved=True) if name in rounded else how for name, how in chosen.items()}
 
 
 def compress(

@@ -145,13 +145,15 @@ def export_one(
     held = hold_back(model)
     simplify(model)
     tidy(model, {name for names in modules.values() for name in names})
+    rounded: set[str] = set()
     if calibration is not None:
-        from exporter.targets.openvino.activations import round_activations
+        from exporter.targets.openvino.activations import round_activations, roundings
 
         progress.done()
         progress.start(f"{component.name}: calibrating activations")
         kept = put_back(model, held, "float32", scratch)
         model = round_activations(model, component, calibration.inputs[component.name])
+        rounded = {each.name for each in roundings(model)}
         held = hold_back(model)
         del kept
     chosen: dict[str, How] = {}
@@ -159,7 +161,7 @@ def export_one(
     if options.weights is not None:
         from exporter.targets.openvino.compression import compress, planned
 
-        chosen = planned(held, component, options)
+        chosen = planned(held, component, options, rounded)
         tensors = compress(model, held, component, chosen, scratch)
     rest = [each for each in held if each.name not in chosen]
     tensors += put_back(model, rest, options.dtype, scratch)

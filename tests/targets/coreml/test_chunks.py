@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from exporter.architectures import Size
+from exporter.architectures import Component, Size
 from exporter.errors import ArtifactError
+from exporter.parity.arithmetic import Reference
 from exporter.targets import RunOptions
 from exporter.targets.coreml.chained import packages
 from exporter.targets.coreml.chunks import CARRIED, split
@@ -36,8 +40,24 @@ def inputs(half: Exported) -> dict[str, np.ndarray]:
 
 
 def off(one: np.ndarray, two: np.ndarray) -> float:
-    assert one.shape == two.shape
-    return float(np.linalg.norm(one.astype(np.float64) - two) / np.linalg.norm(one))
+    one = one.astype(np.float64)
+    return float(np.linalg.norm(one - two.reshape(one.shape)) / np.linalg.norm(one))
+
+
+def outputs(unet: Component, given: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    """Of the named modules in PyTorch: the file's weights, float64."""
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, _: object, __: object, output: Any) -> None:
+        value = output if isinstance(output, torch.Tensor) else output[0]
+        found[name] = value.numpy()
+
+    with Reference(unet, weights="float16", arithmetic="float64") as reference:
+        for name in names:
+            layer = reference.module.get_submodule(f"inner.{name}")
+            layer.register_forward_hook(partial(keep, name))
+        reference({name: torch.from_numpy(value) for name, value in given.items()})
+    return found
 
 
 @pytest.mark.parametrize("hint", ["f32", "f16"])
@@ -51,15 +71,19 @@ def test_both_together_compute_what_one_computes(
         assert [t.name for t in chained.inputs] == [t.name for t in whole.inputs]
         assert chained.inputs == whole.inputs and chained.outputs == whole.outputs
         assert chained.precision == whole.precision and chained.client_faults() == []
-        expected, found = whole.run(inputs(half)), chained.run(inputs(half))
-        # PyTorch adds in another order where the boundary lays a value out anew
-        limit = 1e-6 if hint == "f32" else 1e-3
-        assert off(expected["out_sample"], found["out_sample"]) < limit
         # nothing that bisection asks for is lost
         assert set(chained.module_names()) == set(whole.module_names())
-        some = chained.module_names()[::7]
-        one, two = whole.intermediates(inputs(half), some), chained.intermediates(inputs(half), some)
-        assert all(off(one[name], two[name]) < limit for name in some)
+        given, some = inputs(half), [*chained.module_names()[::7], "conv_out"]
+        one, two = whole.intermediates(given, some), chained.intermediates(given, some)
+        # what comes out is the last layer's value, which is compared below
+        for runner, values in ((whole, one), (chained, two)):
+            assert off(runner.run(given)["out_sample"], values["conv_out"]) < 1e-3
+    # PyTorch adds in another order where the boundary lays a value out anew, and how much that shows differs
+    # between processors. Against float64 both are as far off: 0.95 to 1.08 times, of all modules.
+    truth = outputs(half.components["unet"], given, some)
+    errors = {name: (off(truth[name], one[name]), off(truth[name], two[name])) for name in some}
+    assert all(mine <= 1.25 * other for other, mine in errors.values()), errors
+    assert errors["conv_out"][0] < (1e-5 if hint == "f32" else 1e-2)
 
 
 def test_each_has_about_half_of_the_weights(half: Exported, chunks: tuple[Path, Path]) -> None:
