@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -354,9 +355,12 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def hash_file(path: Path, root: Path, digest: Future[str] | None = None) -> FileRecord:
-    """The record of one file below `root`; `digest` is its hash, where that is known or being taken."""
-    sha256 = sha256_of(path) if digest is None else digest.result()
+def hash_file(
+    path: Path, root: Path, digest: Future[str] | None = None, stop: Event | None = None
+) -> FileRecord:
+    """The record of one file below `root`; `digest` is its hash, where that is known or being taken, and
+    `stop` as in `sha256_of`."""
+    sha256 = sha256_of(path, stop) if digest is None else digest.result()
     return FileRecord(path=path.relative_to(root).as_posix(), sha256=sha256, bytes=path.stat().st_size)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
+ASIDE = "exporter-aside"
+"""Name of the threads."""
 
 
 def aside(work: Callable[[], Result]) -> Future[Result]:
@@ -20,5 +23,15 @@ def aside(work: Callable[[], Result]) -> Future[Result]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name=ASIDE, daemon=True).start()
     return future
+
+
+@contextmanager
+def on_failure(give_up: Callable[[], None]) -> Iterator[None]:
+    """Call `give_up` where the block raises: what it began aside is not worth finishing."""
+    try:
+        yield
+    except BaseException:
+        give_up()
+        raise

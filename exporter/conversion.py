@@ -24,7 +24,7 @@ from exporter.artifact import (
     hash_files,
     write_text_atomic,
 )
-from exporter.background import aside
+from exporter.background import aside, on_failure
 from exporter.calibration import captured_for
 from exporter.float16 import Safety, decide, resized
 from exporter.planning import Plan, make_plan, tool_versions
@@ -92,48 +92,49 @@ def convert(
     """
     report_progress = progress or NullProgress()
     started = time.monotonic()
-    check_destination(plan.output, overwrite=overwrite)
-    if not adopt:
-        plan.check_resources()
-    with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
-        hashed = plan._hashed or aside(lambda: _source_files(plan, part))
-        taken = take(adopt, plan, hashed.result(), staging) if adopt else {}
-        chosen = decide(plan, verify_settings or {}, report_progress)
-        left(resized(plan, chosen), taken).check_resources()
-        calibration = captured_for(plan, staging.completed, report_progress)
-        with cache.off(not use_cache):
-            whole = _complete_groups(plan._components, staging)
-            check_taken(adopt, taken, whole)
-            records, resumed = _export_all(plan, chosen, calibration, staging, whole, report_progress)
-        notes = [safety.note for safety in chosen.values() if safety.note is not None]
-        shared = [] if part else _finish(plan, staging.root)
-        manifest = Manifest(
-            target=plan.target,
-            source=_source_record(plan, hashed, notes, report_progress),
-            options=plan.options,
-            techniques=[TechniqueRecord.model_validate(each) for each in plan.techniques],
-            recipe=dict(recipe) if recipe is not None else None,
-            tools=tool_versions(),
-            components=records,
-            shared_files=hash_files(shared, staging.root),
-            verification_skipped=not plan.verify,
-        )
-        write_text_atomic(staging.root / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        verdict, summary, report = None, "not verified (--no-verify)", None
-        verify_started = time.monotonic()
-        if plan.verify:
-            from exporter.verification import verify_in_fresh_process
-
-            settings = dict(verify_settings or {})
-            if plan.allow_pickle:
-                settings["allow_pickle"] = True
-            outcome = verify_in_fresh_process(
-                staging.root, plan.output, plan.source, settings, report_progress
+    with on_failure(plan._checkpoint.stop_hashing):
+        check_destination(plan.output, overwrite=overwrite)
+        if not adopt:
+            plan.check_resources()
+        with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
+            hashed = plan._hashed or aside(lambda: _source_files(plan, part))
+            taken = take(adopt, plan, hashed.result(), staging) if adopt else {}
+            chosen = decide(plan, verify_settings or {}, report_progress)
+            left(resized(plan, chosen), taken).check_resources()
+            calibration = captured_for(plan, staging.completed, report_progress)
+            with cache.off(not use_cache):
+                whole = _complete_groups(plan._components, staging)
+                check_taken(adopt, taken, whole)
+                records, resumed = _export_all(plan, chosen, calibration, staging, whole, report_progress)
+            notes = [safety.note for safety in chosen.values() if safety.note is not None]
+            shared = [] if part else _finish(plan, staging.root)
+            manifest = Manifest(
+                target=plan.target,
+                source=_source_record(plan, hashed, notes, report_progress),
+                options=plan.options,
+                techniques=[TechniqueRecord.model_validate(each) for each in plan.techniques],
+                recipe=dict(recipe) if recipe is not None else None,
+                tools=tool_versions(),
+                components=records,
+                shared_files=hash_files(shared, staging.root),
+                verification_skipped=not plan.verify,
             )
-            verdict, summary = outcome.verdict, outcome.summary
-            report = plan.output / outcome.report if outcome.report else None
-        verify_seconds = time.monotonic() - verify_started if plan.verify else 0.0
-        staging.commit()
+            write_text_atomic(staging.root / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+            verdict, summary, report = None, "not verified (--no-verify)", None
+            verify_started = time.monotonic()
+            if plan.verify:
+                from exporter.verification import verify_in_fresh_process
+
+                settings = dict(verify_settings or {})
+                if plan.allow_pickle:
+                    settings["allow_pickle"] = True
+                outcome = verify_in_fresh_process(
+                    staging.root, plan.output, plan.source, settings, report_progress
+                )
+                verdict, summary = outcome.verdict, outcome.summary
+                report = plan.output / outcome.report if outcome.report else None
+            verify_seconds = time.monotonic() - verify_started if plan.verify else 0.0
+            staging.commit()
     return Conversion(
         artifact=Artifact.open(plan.output),
         verdict=verdict,

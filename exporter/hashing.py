@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
+Result = TypeVar("Result")
 HASH_CHUNK = 1 << 18
 """Bytes read at a time, always into the same buffer: it stays in the processor's cache."""
 
@@ -49,6 +50,32 @@ def sha256_of_all(paths: Sequence[Path]) -> list[str]:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class Once:
+    """What reading many bytes gives: taken by whichever thread asks first, kept, and given up on demand.
+
+    Not `functools.cached_property`: up to Python 3.11 that has one lock for all instances of a class, so that
+    a large source that is hashed aside would keep every other one waiting.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._found: Any = None
+
+    def take(self, read: Callable[[threading.Event], Result]) -> Result:
+        """What `read` gives; its event is set once the result is no longer wanted."""
+        with self._lock:
+            if self._found is None:
+                self._found = read(self._stop)
+            found: Result = self._found
+            return found
+
+    def give_up(self) -> None:
+        """End the reading that goes on now, if any, with `InterruptedError`; later ones are not touched."""
+        stop, self._stop = self._stop, threading.Event()
+        stop.set()
 
 
 class Follower:

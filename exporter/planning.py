@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from exporter.artifact import FileRecord
-from exporter.background import aside
+from exporter.background import aside, on_failure
 from exporter.errors import ResourceError, UsageError
 from exporter.frames import baked_note, check_baked
 from exporter.progress import Progress
@@ -175,54 +175,55 @@ def make_plan(
     from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
     from exporter.checking import told
 
-    available = components_of(checkpoint)
-    chosen = select_components(available, components, source)
-    if not safety_checker:
-        chosen = [component for component in chosen if component.name != SAFETY_CHECKER]
-    check_static(parsed, chosen)
-    planned = []
-    for component in chosen:
-        backend.check(component)
-        estimate = backend.estimate(component, parsed)
-        planned.append(
-            PlannedComponent(
-                component.name, component.class_name, component.parameters, estimate.disk, estimate.memory
+    with on_failure(checkpoint.stop_hashing):
+        available = components_of(checkpoint)
+        chosen = select_components(available, components, source)
+        if not safety_checker:
+            chosen = [component for component in chosen if component.name != SAFETY_CHECKER]
+        check_static(parsed, chosen)
+        planned = []
+        for component in chosen:
+            backend.check(component)
+            estimate = backend.estimate(component, parsed)
+            planned.append(
+                PlannedComponent(
+                    component.name, component.class_name, component.parameters, estimate.disk, estimate.memory
+                )
             )
+        more = [o.source for o in checkpoint.overlays if o.kind == "task"]
+        more += [name for name, _ in checkpoint.techniques]
+        usual = DEFAULT_OUTPUT / default_name(source, target, parsed, more)
+        return Plan(
+            source=source,
+            revision=checkpoint.revision,
+            variant=variant,
+            pipeline_class=checkpoint.pipeline_class,
+            target=target,
+            output=output or usual,
+            options=parsed.model_dump(mode="json"),
+            components=planned,
+            disk=sum(c.disk for c in planned),
+            memory=max(c.memory for c in planned),
+            free_disk=free_disk(output or usual),
+            free_memory=free_memory(),
+            verify=_what_is_verified(chosen, parsed, checkpoint) if verify else [],
+            digest=_digest(checkpoint, backend, parsed, chosen),
+            overlays=[o.model_dump(mode="json") for o in checkpoint.overlays],
+            notes=[
+                *checkpoint.notes,
+                *notes_of(checkpoint),
+                *backend.remarks(checkpoint, parsed),
+                *told(checkpoint, available, chosen, backend),
+                *baked_note(parsed.sizes(), chosen),
+            ],
+            techniques=[{"name": name, "options": dict(given)} for name, given in checkpoint.techniques],
+            allow_pickle=bool((intake or {}).get("allow_pickle")),
+            _checkpoint=checkpoint,
+            _components=chosen,
+            _target=backend,
+            _options=parsed,
+            _hashed=hashed,
         )
-    more = [o.source for o in checkpoint.overlays if o.kind == "task"]
-    more += [name for name, _ in checkpoint.techniques]
-    usual = DEFAULT_OUTPUT / default_name(source, target, parsed, more)
-    return Plan(
-        source=source,
-        revision=checkpoint.revision,
-        variant=variant,
-        pipeline_class=checkpoint.pipeline_class,
-        target=target,
-        output=output or usual,
-        options=parsed.model_dump(mode="json"),
-        components=planned,
-        disk=sum(c.disk for c in planned),
-        memory=max(c.memory for c in planned),
-        free_disk=free_disk(output or usual),
-        free_memory=free_memory(),
-        verify=_what_is_verified(chosen, parsed, checkpoint) if verify else [],
-        digest=_digest(checkpoint, backend, parsed, chosen),
-        overlays=[o.model_dump(mode="json") for o in checkpoint.overlays],
-        notes=[
-            *checkpoint.notes,
-            *notes_of(checkpoint),
-            *backend.remarks(checkpoint, parsed),
-            *told(checkpoint, available, chosen, backend),
-            *baked_note(parsed.sizes(), chosen),
-        ],
-        techniques=[{"name": name, "options": dict(given)} for name, given in checkpoint.techniques],
-        allow_pickle=bool((intake or {}).get("allow_pickle")),
-        _checkpoint=checkpoint,
-        _components=chosen,
-        _target=backend,
-        _options=parsed,
-        _hashed=hashed,
-    )
 
 
 def parse_options(target: Target, options: Mapping[str, Any]) -> Options:

@@ -7,14 +7,15 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, Self
 
 from exporter.artifact import FileRecord, OverlayRecord, hash_file
 from exporter.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
 from exporter.checkpoints.safety import MAX_JSON
 from exporter.errors import CheckpointError
+from exporter.hashing import Once
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ class Checkpoint:
     allow_pickle: bool = False
     techniques: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     _stores: dict[str, dict[str, StoredTensor]] = field(default_factory=dict, compare=False, repr=False)
+    _hashed: Once = field(default_factory=Once, init=False, compare=False, repr=False)
 
     @property
     def pipeline_class(self) -> str:
@@ -226,12 +228,19 @@ class Checkpoint:
         """Identity of what `attach` adds; empty when it adds nothing."""
         return ""
 
-    @cached_property
+    @property
     def files(self) -> list[FileRecord]:
         """Every file of the components in use, with size and sha256 (read once)."""
-        return self.files_of(self.component_classes)
+        return self._hashed.take(self._read_files)
 
-    def files_of(self, folders: Iterable[str]) -> list[FileRecord]:
+    def _read_files(self, stop: Event) -> list[FileRecord]:
+        return self.files_of(self.component_classes, stop)
+
+    def stop_hashing(self) -> None:
+        """Whoever waits for `files` in another thread gets `InterruptedError`: nobody wants them any more."""
+        self._hashed.give_up()
+
+    def files_of(self, folders: Iterable[str], stop: Event | None = None) -> list[FileRecord]:
         """As `files`, of some of the folders; each call reads them."""
         found = [self.root / "model_index.json"]
         for folder in sorted(folders):
@@ -240,7 +249,7 @@ class Checkpoint:
                 weights = self.weight_files(folder) if (base / "config.json").is_file() else []
                 small = [p for p in sorted(base.iterdir()) if p.suffix in {".json", ".txt", ".model"}]
                 found += [*small, *weights]
-        return [hash_file(path, self.root) for path in found]
+        return [hash_file(path, self.root, stop=stop) for path in found]
 
     def validate(self) -> None:
         """Open every weight file's header, so that damage is reported before any work.

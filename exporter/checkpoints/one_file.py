@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from exporter.artifact import FileRecord, hash_file
@@ -42,14 +42,11 @@ class OneFileCheckpoint(Checkpoint):
     def opened_with(self) -> Mapping[str, Any]:
         return self.extras
 
-    @cached_property
-    def files(self) -> list[FileRecord]:
-        return self._own_files()
-
-    def _own_files(self) -> list[FileRecord]:
+    def _read_files(self, stop: Event) -> list[FileRecord]:
         """The small files, and the file itself."""
         small = [hash_file(p, self.root) for p in sorted(self.root.rglob("*")) if p.is_file()]
-        whole = FileRecord(path=self.path.name, sha256=sha256_of(self.path), bytes=self.path.stat().st_size)
+        digest = sha256_of(self.path, stop)
+        whole = FileRecord(path=self.path.name, sha256=digest, bytes=self.path.stat().st_size)
         return [*small, whole]
 
     def weight_files(self, folder: str) -> list[Path]:

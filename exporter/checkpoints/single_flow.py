@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from exporter.artifact import FileRecord
@@ -55,15 +55,14 @@ class FlowFileCheckpoint(OneFileCheckpoint):
     def expected(self, folder: str) -> Mapping[str, Any]:
         return self.flow.latents if folder == "vae" else {}
 
-    @cached_property
-    def files(self) -> list[FileRecord]:
+    def _read_files(self, stop: Event) -> list[FileRecord]:
         """The small files, the file itself, and the weights that the base gives."""
         lent = [
-            FileRecord(path=f"{folder}/{p.name}", sha256=sha256_of(p), bytes=p.stat().st_size)
+            FileRecord(path=f"{folder}/{p.name}", sha256=sha256_of(p, stop), bytes=p.stat().st_size)
             for folder in self.borrowed
             for p in self._lender.weight_files(folder)
         ]
-        return [*self._own_files(), *lent]
+        return [*super()._read_files(stop), *lent]
 
     @property
     def _lender(self) -> Checkpoint:

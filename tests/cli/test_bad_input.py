@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+from exporter.background import ASIDE
 from tests.cli.runner import CLOSED_PORT, invoke, spawn
 
 TARGET = "openvino"
@@ -172,6 +174,9 @@ def test_a_component_larger_than_the_free_disk(copy: Path, tmp_path: Path) -> No
         pytest.skip(f"no file of that size can be made here: {error}")
     for to in ("onnx", "openvino"):
         convert(copy, tmp_path / "out", to=to).failed(6, "Not enough disk", "the unet", "free")
+    for thread in [thread for thread in threading.enumerate() if thread.name == ASIDE]:
+        thread.join(timeout=10)
+        assert not thread.is_alive(), "the file is still being hashed, for nobody"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 

@@ -73,6 +73,9 @@ class Overlaid(Checkpoint):
         """Those of the source; what lies over it stands in `overlays`."""
         return self.base.files
 
+    def stop_hashing(self) -> None:
+        self.base.stop_hashing()
+
     def stored(self, folder: str) -> dict[str, StoredTensor]:
         return self.base.stored(folder)
 
