@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -31,9 +33,17 @@ DEEP = ("transposed", "int8", "eps-group", "positions")
 """Faults inside blocks of three components, planted in weights and in what the exporter captures."""
 
 
+SLOW = (("stablehlo", "output-renamed"), ("stablehlo", DEEP))
+"""XLA takes minutes to compile them, once for every set of modules that are looked at: `make test-full`."""
+
+
 def made(names: tuple[str, ...]) -> list[tuple[str, str]]:
     """(target, fault) of those that can be made."""
     return [(t, n) for t in TARGETS for n in names if BY_NAME[n].why_not(format_of(t)) is None]
+
+
+def tiered(cases: Iterable[tuple[str, Any]]) -> list[Any]:
+    return [pytest.param(*each, marks=[pytest.mark.full] if each in SLOW else []) for each in cases]
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +65,7 @@ def test_a_safetensors_artifact_of_one_component_passes(tmp_path: Path) -> None:
     assert [row.verdict for row in rows] == ["PASS"] * 4, [row.reason for row in rows]
 
 
-@pytest.mark.parametrize(("target", "name"), made(FAST))
+@pytest.mark.parametrize(("target", "name"), tiered(made(FAST)))
 def test_a_planted_fault_is_found_and_named(shop: Workshop, target: str, name: str) -> None:
     fault = BY_NAME[name]
     outcome = shop.judge(fault.plant(shop, target))
@@ -65,11 +75,13 @@ def test_a_planted_fault_is_found_and_named(shop: Workshop, target: str, name: s
         assert outcome.blamed == module, outcome.reason
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_bisection_ends_at_the_module_that_holds_the_fault(shop: Workshop, target: str) -> None:
+@pytest.mark.parametrize(("target", "names"), tiered((target, DEEP) for target in TARGETS))
+def test_bisection_ends_at_the_module_that_holds_the_fault(
+    shop: Workshop, target: str, names: tuple[str, ...]
+) -> None:
     """By its diffusers path, in every format."""
     known = format_of(target)
-    faults = [BY_NAME[name] for _, name in made(DEEP) if _ == target]
+    faults = [BY_NAME[name] for _, name in made(names) if _ == target]
     assert faults or target not in FORMATS
     for fault in faults:
         outcome = shop.judge(fault.plant(shop, target))
