@@ -80,7 +80,9 @@ def test_core_ml_refuses_before_any_work(taesd: Path, tmp_path: Path) -> None:
     assert make_plan(str(taesd), "coreml", tmp_path / "artifact", components=["unet"]).components
 
 
-@pytest.mark.parametrize(("target", "family"), [("onnx", "sd2"), ("openvino", "sdxl")])
+@pytest.mark.parametrize(
+    ("target", "family"), [("onnx", "sd2"), pytest.param("openvino", "sdxl", marks=pytest.mark.full)]
+)
 def test_laid_over_a_model(target: str, family: str, other: Path, tmp_path: Path) -> None:
     pytest.importorskip({"onnx": "onnxruntime"}.get(target, target))
     source = make(family, tmp_path / "model")

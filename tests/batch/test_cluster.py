@@ -63,6 +63,7 @@ class Killer(batch.NoWatcher):
         self.again_seen.append(row.id)
 
 
+@pytest.mark.full
 def test_a_node_that_is_killed_loses_nothing_and_nothing_is_done_twice(
     cluster: Any, tiny: Path, tmp_path: Path
 ) -> None:

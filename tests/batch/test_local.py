@@ -94,6 +94,7 @@ class Watch(batch.NoWatcher):
         self.running.discard(row.id)
 
 
+@pytest.mark.full
 def test_cells_that_do_not_fit_together_run_one_after_the_other(tiny: Path, tmp_path: Path) -> None:
     matrix, out = write(tmp_path, tiny, SIZES[:2]), tmp_path / "out"
     need = max(row.memory for row in batch.check(matrix, out).rows)
@@ -131,7 +132,7 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGKILL])
 def test_a_batch_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
     matrix, out = write(tmp_path, tiny), tmp_path / "out"
     command = [sys.executable, "-m", "exporter", "batch", str(matrix), "-o", str(out), "--jobs", "1"]

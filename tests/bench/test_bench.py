@@ -151,6 +151,7 @@ def test_an_artifact_of_another_request_is_not_measured_under_a_recipes_name(
     assert ran.code == 0 and json.loads(ran.stdout)["rows"][1]["error"] is None
 
 
+@pytest.mark.full
 def test_without_a_yardstick(artifact: Path, tmp_path: Path) -> None:
     """What was measured is shown all the same, and that nothing is compared."""
     page = tmp_path / "bench.html"

@@ -117,6 +117,7 @@ def test_what_no_entrant_takes_is_refused_as_run_refuses_it(
         worker.paint()
 
 
+@pytest.mark.full
 def test_the_command_says_what_was_given(folders: dict[str, Path], photo: Path, tmp_path: Path) -> None:
     page = tmp_path / "bench.html"
     few = ["--runs", 1, "--warm-up", 0, "--steps", 4, "--page", page]

@@ -27,6 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_second_run_gives_the_same_bytes_also_when_done_in_stages(trained: Path, tmp_path: Path) -> None:
     out, vae = tmp_path / "out", tmp_path / "vae"
     for stage in ("vae", "diffusion"):

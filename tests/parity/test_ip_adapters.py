@@ -100,6 +100,7 @@ def test_a_planted_fault_is_found(
     assert report.verdict == "FAIL", report.summary
 
 
+@pytest.mark.full
 def test_what_is_written_as_onnx_passes(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     plan = make_plan(
         str(tiny), "onnx", tmp_path / "artifact", {}, components=["unet"],

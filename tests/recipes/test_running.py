@@ -52,7 +52,11 @@ def test_every_recipe_can_be_run_on_the_embedded_model(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [r.name for r in SHELF if r.name not in HUB | {"both/publish"} and not r.name.startswith("pytorch/")],
+    [
+        pytest.param(r.name, marks=[pytest.mark.full] if r.name == "pt2/compiled" else [])
+        for r in SHELF
+        if r.name not in HUB | {"both/publish"} and not r.name.startswith("pytorch/")
+    ],
 )
 def test_every_recipe_runs_on_a_tiny_model(
     name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

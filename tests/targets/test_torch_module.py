@@ -35,7 +35,7 @@ def test_inputs_go_in_by_position_whatever_the_modules_own_order(tmp_path: Path,
     assert float((found - expected).norm()) <= limit < float((without - expected).norm())
 
 
-@pytest.mark.parametrize("target", ["torchscript", "pt2"])
+@pytest.mark.parametrize("target", ["torchscript", pytest.param("pt2", marks=pytest.mark.full)])
 def test_a_lora_is_in_the_weights(tiny: Path, tmp_path: Path, target: str) -> None:
     """Nothing is computed beside them, and the verdict is of the model with the LoRA."""
     file = loras.write(tmp_path / "style.safetensors", loras.kohya(loras.pairs()))

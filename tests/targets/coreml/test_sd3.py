@@ -372,6 +372,7 @@ def test_cards_and_last_words_say_what_swift_does(artifacts: dict[str, Artifact]
     assert "--sd3" in client.code and sd3.other_widths(manifest.components) == []
 
 
+@pytest.mark.full
 def test_several_sizes_and_fewer_bits(sources: dict[str, Path], truths: Path, tmp_path: Path) -> None:
     options = {
         "static": ["1x64x64", "1x64x96"],

@@ -22,6 +22,7 @@ from tests.targets.coreml.inference import ct
 PROMPT = "a large red star at the left on a blue background"
 
 
+@pytest.mark.full
 def test_the_embedded_checkpoint_paints_what_is_asked(tmp_path: Path) -> None:
     """In emulated float16, through packages in Apple's names and shapes."""
     names = ["text_encoder", "unet", "vae_decoder"]

@@ -239,7 +239,11 @@ def test_without_nncf_nothing_is_begun(tiny: Path, tmp_path: Path, monkeypatch: 
     assert raised.value.exit_code == 4 and "exporter[openvino]" in str(raised.value.hint)
 
 
-@pytest.mark.parametrize("options", [{}, {"static": "1x64x64"}, {"dtype": "float16"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"static": "1x64x64"}, marks=pytest.mark.full), {"dtype": "float16"}],
+    ids=str,
+)
 def test_the_verdict_says_what_was_rounded(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     plan = make_plan(
         str(tiny), "openvino", tmp_path / "x", OPTIONS | options, components=["text_encoder", "vae_decoder"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from exporter.architectures import components_of
@@ -61,6 +62,7 @@ def test_an_exported_program(program: Path, tiny: Path, tmp_path: Path) -> None:
     check(program, "unet", "program = torch.export.load(path).module()", tiny, tmp_path)
 
 
+@pytest.mark.full
 @needs_compiler
 def test_a_compiled_package(compiled: Path, tiny: Path, tmp_path: Path) -> None:
     load = "import torch._inductor; program = torch._inductor.aoti_load_package(path)"

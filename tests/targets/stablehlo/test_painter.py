@@ -98,6 +98,7 @@ def test_the_snippet_has_ten_lines() -> None:
     assert len([line for line in documented()[0].splitlines() if line.strip()]) <= 10
 
 
+@pytest.mark.full
 def test_ten_lines_paint_on_eight_devices_without_torch(program: Path, tiny: Path, tmp_path: Path) -> None:
     first, said = run(ten_lines(program) + AFTER, tmp_path).splitlines()
     compiling, painting = map(float, re.findall(r"\d+\.\d\d", first))

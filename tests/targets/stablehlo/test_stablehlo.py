@@ -98,6 +98,7 @@ def test_it_paints_what_the_reference_paints(program: Path, tiny: Path) -> None:
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
+@pytest.mark.full
 def test_bfloat16_passes_as_that(tiny: Path, tmp_path: Path) -> None:
     options = {"dtype": "bfloat16"}
     plan = make_plan(str(tiny), "stablehlo", tmp_path / "out", options, components=["unet"], verify=False)
