@@ -37,7 +37,7 @@ SLOW = (
     *(("stablehlo", name) for name in FAST if name != "changed-byte"),
     ("stablehlo", DEEP), ("pt2", DEEP), ("stablehlo",),
 )  # fmt: skip
-"""Compiling takes minutes: `make test-full`. The tests of the formats judge an honest and a faulty one too."""
+"""Compiling takes minutes: `make test-full`. The formats' tests judge an honest and a faulty one too."""
 
 
 def made(names: tuple[str, ...]) -> list[tuple[str, str]]:
