@@ -20,14 +20,20 @@ FORMS = [("onnx", "float16"), ("openvino", "float16"), ("torchscript", "float16"
 FORMS += [("stablehlo", "bfloat16")]
 VIDEO_FORMS = [("onnx", "float16"), ("openvino", "float16"), ("pt2", "bfloat16")]
 CELLS = [(f, t, d) for f in FAMILIES for t, d in FORMS] + [(f, t, d) for f in VIDEO for t, d in VIDEO_FORMS]
+CHAOTIC = ("pixart_alpha", "stablehlo", "bfloat16")
+"""Two runs of PyTorch in bfloat16 come apart in this random model's first step, on processors with and without
+bfloat16 (2026-11-27): no verdict can be given, and none is."""
 
 
 @pytest.mark.parametrize(("family", "target", "dtype"), CELLS)
 def test_converts_verifies_and_paints(family: str, target: str, dtype: str, tmp_path: Path) -> None:
     options = options_of(family, target) | {"dtype": dtype}
     result = in_process(family, target, options, logs=tmp_path)
-    assert result.verdict == "supported", result.reason
     assert result.options == options
+    if (family, target, dtype) == CHAOTIC and result.verdict != "supported":
+        assert "INCONCLUSIVE" in str(result.reason) and "part in the first step" in str(result.reason)
+    else:
+        assert result.verdict == "supported", result.reason
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino", "pt2", "stablehlo"])
