@@ -21,8 +21,8 @@ FORMS += [("stablehlo", "bfloat16")]
 VIDEO_FORMS = [("onnx", "float16"), ("openvino", "float16"), ("pt2", "bfloat16")]
 CELLS = [(f, t, d) for f in FAMILIES for t, d in FORMS] + [(f, t, d) for f in VIDEO for t, d in VIDEO_FORMS]
 CHAOTIC = ("pixart_alpha", "stablehlo", "bfloat16")
-"""Two runs of PyTorch in bfloat16 come apart in this random model's first step, on processors with and without
-bfloat16 (2026-11-27): no verdict can be given, and none is."""
+"""Two runs of PyTorch in bfloat16 come apart in the first step of this random model (2026-11-27), so that no
+verdict can be given, and none is."""
 
 
 @pytest.mark.parametrize(("family", "target", "dtype"), CELLS)
