@@ -97,7 +97,7 @@ def convert(
         if not adopt:
             plan.check_resources()
         with Staging(plan.output, plan.digest, overwrite=overwrite) as staging:
-            hashed = plan._hashed or aside(lambda: _source_files(plan, part))
+            hashed = aside(lambda: _source_files(plan, part))
             taken = take(adopt, plan, hashed.result(), staging) if adopt else {}
             chosen = decide(plan, verify_settings or {}, report_progress)
             left(resized(plan, chosen), taken).check_resources()

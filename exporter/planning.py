@@ -7,7 +7,6 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from exporter.artifact import FileRecord
 from exporter.background import aside, on_failure
 from exporter.errors import ResourceError, UsageError
 from exporter.frames import baked_note, check_baked
@@ -90,7 +88,6 @@ class Plan:
     _components: list[Component] = field(repr=False, compare=False)
     _target: Target = field(repr=False, compare=False)
     _options: Options = field(repr=False, compare=False)
-    _hashed: Future[list[FileRecord]] | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values of the public fields."""
@@ -170,7 +167,8 @@ def make_plan(
         from exporter.techniques import bake
 
         checkpoint = bake(techniques, target, checkpoint)
-    hashed = aside(lambda: checkpoint.files) if hash_source else None
+    if hash_source:
+        aside(lambda: checkpoint.files)
     from exporter.architectures import components_of, notes_of
     from exporter.architectures.safety_checker import NAME as SAFETY_CHECKER
     from exporter.checking import told
@@ -222,7 +220,6 @@ def make_plan(
             _components=chosen,
             _target=backend,
             _options=parsed,
-            _hashed=hashed,
         )
 
 

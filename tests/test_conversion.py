@@ -18,7 +18,7 @@ from torch import nn
 
 from exporter import conversion, planning, verification
 from exporter.artifact import Artifact
-from exporter.errors import ResourceError, UnsupportedError, UsageError
+from exporter.errors import DestinationError, ResourceError, UnsupportedError, UsageError
 from exporter.progress import NullProgress
 from exporter.targets import get_target
 
@@ -241,3 +241,20 @@ def test_a_native_crash_is_told_with_the_call_that_made_it() -> None:
     crash = "import faulthandler, os, signal; faulthandler.enable(); os.kill(os.getpid(), signal.SIGSEGV)"
     ended = subprocess.run([sys.executable, "-c", crash], capture_output=True, text=True)
     assert ", in <module> of" in verification.how_it_ended(ended.returncode, ended.stderr)
+
+
+def test_a_plan_that_was_refused_once_can_be_carried_out(tiny: Path, tmp_path: Path) -> None:
+    """What was hashed aside is given up with the refusal, and taken again."""
+    out = tmp_path / "out"
+
+    def plan() -> planning.Plan:
+        return planning.make_plan(
+            str(tiny), "safetensors", out, components=["vae_decoder"], verify=False, hash_source=True
+        )
+
+    conversion.convert(plan())
+    again = plan()
+    with pytest.raises(DestinationError):
+        conversion.convert(again)
+    sources = conversion.convert(again, overwrite=True).artifact.manifest.source.files
+    assert sources == again._checkpoint.files and len(sources) > 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from exporter.errors import BackendMissing, UsageError
 from exporter.parity import verify
 from exporter.planning import parse_options
 from exporter.targets import Runner, RunOptions
-from exporter.targets.base import RoundedActivation
 from exporter.targets.openvino import OpenVinoTarget, activations, compression
 from tests.targets.openvino.conftest import arrays
-from tests.targets.quantised_weights import with_the_files_weights
+from tests.targets.quantised_weights import decibels_kept, with_the_files_weights
 
 pytest.importorskip("nncf")
 
@@ -106,7 +104,7 @@ def test_the_manifest_says_how_it_was_calibrated(artifact: Artifact) -> None:
     for record in artifact.manifest.components:
         said = record.details["compression"]
         assert said["scheme"] == "int8_activations" and record.dtype == "int8"
-        assert set(said["counts"]) <= {"int8_sym", "int8_half"}
+        assert set(said["counts"]) == {"int8_sym", "int8_half"}
         run = said["activations"]
         assert run["prompts"] == OPTIONS["calibration_prompts"]
         assert (run["steps"], run["seed"], run["samples"], run["dtype"]) == (2, activations.SEED, 2, "int8")
@@ -127,8 +125,8 @@ def test_no_pair_of_products_overflows_16_bits(artifact: Artifact) -> None:
             rounded = {each.name for each in runner.rounded()}
             codes = {w.name: np.rint(w.values / w.step) for w in runner.quantised()}
         assert rounded <= codes.keys()
-        assert {np.abs(codes[name]).max() for name in rounded} == {64}
-        assert 2 * 255 * 64 < 2**15
+        assert all(2 * 255 * np.abs(codes[name]).max() < 2**15 for name in rounded)
+        assert {np.abs(codes[name]).max() for name in rounded} == {64}, "finer codes would fit"
         assert all(np.abs(codes[name]).max() == 127 for name in codes.keys() - rounded)
 
 
@@ -152,30 +150,13 @@ def test_codes_of_the_whole_range_fail_on_every_processor(
 
 @pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])
 def test_integer_kernels_lose_what_the_roundings_cost(artifact: Artifact, tiny: Path, name: str) -> None:
-    """PyTorch with the file's weights and ranges is as far from the model as OpenVINO is: on a processor
-    whose products saturate, codes of the whole range kept 6 to 14 dB where the roundings cost 18 to 30."""
+    """PyTorch with the file's weights and ranges is as far from the model as OpenVINO is. How far they come
+    apart where products saturate: `python -m tests.benchmarks.integer_kernels`."""
     component = component_of(tiny, name)
     inputs = component.example_inputs(component.native, 4)
-    with opened(artifact, name) as runner, torch.no_grad():
-        module = with_the_files_weights(component, runner)
-        truth = module(**inputs)[0].double().numpy()
-        layers = dict(module.named_modules())
-        for each in runner.rounded():
-            layers[f"inner.{each.name.removesuffix('.weight')}"].register_forward_pre_hook(rounding(each))
-        emulated = module(**inputs)[0].double().numpy()
-        output = runner.run(arrays(runner, inputs))[component.outputs[0].name]
-    kept = [20 * np.log10(np.linalg.norm(truth) / np.linalg.norm(truth - x)) for x in (emulated, output)]
-    assert kept[1] > kept[0] - 3, kept
-
-
-def rounding(each: RoundedActivation) -> Callable[[Any, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
-    step = (each.high - each.low) / (each.levels - 1)
-
-    def hook(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        number = torch.round((given[0].clamp(each.low, each.high) - each.low) / step)
-        return (number * step + each.low, *given[1:])
-
-    return hook
+    with opened(artifact, name) as runner:
+        emulated, found = decibels_kept(component, runner, inputs, arrays(runner, inputs))
+    assert found > emulated - 3
 
 
 def test_nothing_of_the_calibration_is_left_in_the_file(artifact: Artifact) -> None:
